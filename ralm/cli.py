@@ -1,0 +1,217 @@
+"""From a command line or a pipeline task to a typed call of a stage, with logging, tracking and exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ralm.artifacts.manifest import Manifest
+from ralm.artifacts.store import handing_over_by_reference, stored_location
+from ralm.errors import ConfigError, RalmError
+from ralm.log import set_up_logging
+
+logger = logging.getLogger(__name__)
+Stage = Callable[..., Manifest]
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_stage(stage: Stage, argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run a stage from command-line arguments.
+
+    Every parameter of the stage is a flag; the fields of its config are `--config.NAME`, `--config` takes a YAML or
+    JSON file or a JSON string; a flag wins over the file. `--json` prints the manifest as one JSON object on stdout.
+
+    Returns:
+        Exit code: 0 done, 2 bad input or setting, 130 interrupted, 1 anything else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with exit_code() as outcome:
+        parser = build_parser(stage, prog=prog)
+        namespace = parser.parse_args(normalise_flags(arguments))
+        as_json = namespace.pop("json")
+        set_up_logging("DEBUG" if namespace.pop("verbose") else None)
+        manifest = call_tracked(stage, dict(parser.instantiate_classes(namespace)))
+        if as_json:
+            print(json.dumps({**manifest.to_json(), "reused": manifest.reused}, ensure_ascii=False))
+        else:
+            logger.info("%s", describe(manifest))
+    return outcome.code
+
+
+def run_task(stage: Stage, *, parent_run_id: str = "", config: str = "{}", **arguments: Any) -> Manifest:
+    """Run a stage inside a pipeline task: config as JSON, outputs handed over as references into the store.
+
+    Raises:
+        SystemExit: with the exit code of `run_stage`, after the error was logged.
+    """
+    set_up_logging()
+    with exit_code() as outcome, handing_over_by_reference():
+        arguments["config"] = parse_config(config_type(stage), config)
+        return call_tracked(stage, arguments, parent_run_id=parent_run_id)
+    raise SystemExit(outcome.code)
+
+
+def call_tracked(stage: Stage, arguments: dict[str, Any], *, parent_run_id: str = "") -> Manifest:
+    """Call a stage inside a tracking run, and note in `$RALM_EVENTS` (a file of JSON lines) how it went."""
+    from ralm import tracking
+
+    name = stage.__name__
+    started_at = time.monotonic()
+    with tracking.stage_run(name, parent_run_id=parent_run_id) as run:
+        manifest = stage(**arguments)
+        run.record(manifest, arguments)
+    if events := os.environ.get("RALM_EVENTS"):
+        event = {
+            "stage": name,
+            "kind": manifest.kind,
+            "uri": stored_location(manifest),
+            "fingerprint": manifest.fingerprint,
+            "counts": dict(manifest.counts),
+            "reused": manifest.reused,
+            "elapsed_s": round(time.monotonic() - started_at, 2),
+        }
+        with Path(events).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def describe(manifest: Manifest) -> str:
+    """One line on an artifact for people."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in sorted(manifest.counts.items()))
+    return f"{manifest.kind} {'reused' if manifest.reused else 'done'}: {counts or 'no counts'} [{manifest.fingerprint[:12]}]"
+
+
+class Outcome:
+    """The exit code of a command."""
+
+    code: int = 0
+
+
+@contextmanager
+def exit_code() -> Iterator[Outcome]:
+    """Turn errors into exit codes and one line on stderr. SIGTERM ends the work like Ctrl-C, so that it can clean up."""
+    outcome = Outcome()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        before = None
+    try:
+        yield outcome
+    except RalmError as error:
+        outcome.code = EXIT_BAD_INPUT
+        print(f"ralm: error: {one_line(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        outcome.code = EXIT_INTERRUPTED
+        print("ralm: interrupted; the same command goes on from what is finished", file=sys.stderr)
+    except BrokenPipeError:
+        outcome.code = EXIT_FAILED
+        sys.stderr.close()
+    except OSError as error:
+        outcome.code = EXIT_FAILED
+        logger.debug("traceback", exc_info=True)
+        print(f"ralm: error: {one_line(error)}", file=sys.stderr)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def config_type(stage: Stage) -> type[Any]:
+    """The dataclass of a stage's `config` parameter."""
+    return typing.cast(type[Any], typing.get_type_hints(stage)["config"])
+
+
+def build_parser(stage: Stage, *, prog: str | None = None) -> Any:
+    """A parser whose flags are the stage's parameters; jsonargparse reads types, defaults and docstrings."""
+    import jsonargparse
+
+    parser = _parser(jsonargparse, prog=prog or f"python -m components.{stage.__name__}", description=_summary(stage))
+    parser.add_function_arguments(stage, as_group=False)
+    parser.add_argument("--json", action="store_true", help="print the manifest as one JSON object on stdout")
+    parser.add_argument("--verbose", action="store_true", help="log details")
+    return parser
+
+
+def parse_config(kind: type[Any], text: str) -> Any:
+    """A config dataclass from a JSON object.
+
+    Raises:
+        ConfigError: no JSON object, an unknown key, or a value of the wrong type.
+    """
+    import jsonargparse
+
+    try:
+        plain = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"config: no JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"config: expected a JSON object, found {type(plain).__name__}")
+    parser = _parser(jsonargparse, prog=kind.__name__)
+    parser.add_class_arguments(kind, "config")
+    parsed = parser.parse_object({"config": plain})
+    return parser.instantiate_classes(parsed).config
+
+
+def _parser(module: Any, **options: Any) -> Any:
+    """An argument parser that raises `ConfigError` instead of printing its usage and exiting."""
+
+    class Parser(module.ArgumentParser):  # type: ignore[misc]
+        def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+            raise ConfigError(f"{self.prog}: {_readable(message)}")
+
+    return Parser(exit_on_error=True, **options)
+
+
+def _readable(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return re.sub(r"\s+", " ", " ".join(lines)).replace("Parser key", "setting").replace("_", "-", 0)
+
+
+def _summary(stage: Stage) -> str:
+    return (inspect.getdoc(stage) or stage.__name__).split("\n\n")[0]
+
+
+def normalise_flags(argv: Sequence[str]) -> list[str]:
+    """Write dashes inside flag names as the underscores of the parameters: `--num-shards=4` -> `--num_shards=4`.
+
+    >>> normalise_flags(["--config.batch-size=4", "--k", "-3", "--", "--a-b"])
+    ['--config.batch_size=4', '--k', '-3', '--', '--a-b']
+    """
+    flags: list[str] = []
+    for place, word in enumerate(argv):
+        if word == "--":
+            return [*flags, *argv[place:]]
+        if re.match(r"--[a-zA-Z]", word):
+            name, equals, value = word.partition("=")
+            word = "--" + name[2:].replace("-", "_") + equals + value
+        flags.append(word)
+    return flags
+
+
+def config_fields(kind: type[Any]) -> list[str]:
+    """Names of a config's fields."""
+    return [field.name for field in dataclasses.fields(kind)]

@@ -1,0 +1,51 @@
+"""Which device and which number format to compute in. The only place that asks what the hardware can do."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, cast
+
+import torch
+
+from ralm.errors import ConfigError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one, else the CPU. `RALM_DEVICE` (`cpu`, `cuda`, `cuda:1`, `mps`) overrides it."""
+    wanted = os.environ.get("RALM_DEVICE", "")
+    if wanted:
+        try:
+            device = torch.device(wanted)
+        except RuntimeError as error:
+            raise ConfigError(f"RALM_DEVICE: expected a torch device such as cpu or cuda:0, found {wanted!r}") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"RALM_DEVICE={wanted}: this machine has no CUDA device that torch can use")
+        return device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """True where bf16 matrix products run on hardware units; elsewhere bf16 is emulated and slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Turn a precision setting into a dtype; `RALM_PRECISION` replaces `auto`.
+
+    Raises:
+        ConfigError: the setting or `RALM_PRECISION` is not one of auto, bf16, fp32.
+    """
+    if precision == "auto":
+        precision = cast(Precision, os.environ.get("RALM_PRECISION", "auto"))
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    if precision not in ("bf16", "fp32"):
+        raise ConfigError(f"precision: expected auto, bf16 or fp32, found {precision!r}")
+    return torch.bfloat16 if precision == "bf16" else torch.float32

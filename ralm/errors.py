@@ -1,0 +1,19 @@
+"""The error family: everything a user can cause is a `RalmError` that says what was found, what was expected and where."""
+
+from __future__ import annotations
+
+
+class RalmError(Exception):
+    """Base of all errors with a message meant for the user. The command line prints it on one line and exits with 2."""
+
+
+class ConfigError(RalmError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+
+class ArtifactError(RalmError):
+    """An artifact folder is missing, unfinished, damaged, of the wrong kind, or does not belong to the others."""
+
+
+class DataError(RalmError):
+    """The content of an input (a dump, a table, a question file) is not what its format promises."""
