@@ -1,0 +1,231 @@
+"""Fusion-in-Decoder: every passage is encoded on its own, once; the decoder reads all of them, or one at a time.
+
+Sources: Izacard and Grave, "Leveraging Passage Retrieval with Generative Models for Open Domain Question Answering"
+(arXiv 2007.01282), section 3; Atlas (arXiv 2208.03299), section 2.1. The model is the `transformers` T5, unchanged:
+its decoder attends to whatever states and mask it is given and has no position bias there, so the states of several
+passages are simply laid side by side.
+
+Shapes: `B` questions, `K` passages per question, `N` encoded inputs (at most B*K), `L` tokens per input, `T` target
+tokens, `D` model size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from ralm.errors import ArtifactError
+from ralm.reader.config import ReaderConfig
+from ralm.reader.prompts import PassageText, format_inputs, format_target
+
+IGNORED_LABEL = -100
+LENGTH_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class EncodedPassages:
+    """Encoder states of the passages of B questions; what is not a token of a passage is zero and masked."""
+
+    state_BKLD: Tensor
+    mask_BKL: Tensor
+
+    def detach(self) -> EncodedPassages:
+        """The same states, cut off from the encoder: nothing computed from them reaches its weights."""
+        return EncodedPassages(state_BKLD=self.state_BKLD.detach(), mask_BKL=self.mask_BKL)
+
+    @property
+    def fused_state_BLD(self) -> Tensor:
+        """States of all passages of a question side by side, `[B, K*L, D]`."""
+        return self.state_BKLD.flatten(1, 2)
+
+    @property
+    def fused_mask_BL(self) -> Tensor:
+        """Mask that belongs to `fused_state_BLD`, `[B, K*L]`."""
+        return self.mask_BKL.flatten(1, 2)
+
+
+class FusionReader(nn.Module):
+    """A T5 that reads many passages.
+
+    Args:
+        model: the T5, made by `from_pretrained` (a T5 made from its config alone gets a tied output layer).
+        tokenizer: its tokenizer.
+        config: formats and limits.
+        num_buckets: into how many groups of similar length the passages are sorted for encoding. It changes the time,
+            not the result.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ReaderConfig,
+        *,
+        num_buckets: int = 8,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.num_buckets = num_buckets
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        config: ReaderConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        dropout: float | None = None,
+    ) -> Self:
+        """Load `config.json`, `model.safetensors` and the tokenizer from a folder; the reader starts in eval mode.
+
+        Args:
+            folder: `reader/` of a model artifact, on this machine.
+            config: formats and limits.
+            device: where to compute.
+            dtype: number format of the weights.
+            dropout: dropout rate when training; None keeps the one in `config.json`.
+
+        Raises:
+            ArtifactError: the folder holds no T5 that transformers can load.
+        """
+        settings = {} if dropout is None else {"dropout_rate": dropout}
+        try:
+            model = T5ForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, **settings
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{folder}: expected a T5 reader in transformers' layout, found: {error}") from error
+        return cls(model.to(device).eval(), tokenizer, config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), `config.json` and tokenizer into a folder."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def tokenize_inputs(
+        self, questions: Sequence[str], passages: Sequence[Sequence[PassageText]]
+    ) -> list[list[list[int]]]:
+        """Tokens of the inputs of each question: `[question][passage][token]`.
+
+        A question without passages has one input, the bare question. Lists may differ in length.
+        """
+        texts = [
+            format_inputs(self.config, question, list(found))
+            for question, found in zip(questions, passages, strict=True)
+        ]
+        flat = [text for inputs in texts for text in inputs]
+        tokens = self.tokenizer(flat, truncation=True, max_length=self.config.max_input_tokens)["input_ids"]
+        rest = iter(tokens)
+        return [[next(rest) for _ in inputs] for inputs in texts]
+
+    def tokenize_targets(self, targets: Sequence[str]) -> Tensor:
+        """Labels `[B, T]` of the targets, end mark included, padded with -100 (not learnt)."""
+        texts = [format_target(self.config, target) for target in targets]
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.config.max_target_tokens)["input_ids"]
+        rows = [torch.tensor(row, dtype=torch.long) for row in tokens]
+        label_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED_LABEL)
+        return label_BT.to(self.device)
+
+    def encode(self, inputs: Sequence[Sequence[Sequence[int]]]) -> EncodedPassages:
+        """Encode each input once, in groups of similar length, each padded to its own longest.
+
+        Args:
+            inputs: what `tokenize_inputs` gave.
+
+        Returns:
+            States and mask; a question with fewer than K inputs has fully masked ones at the end.
+        """
+        flat = [tokens for of_question in inputs for tokens in of_question]
+        longest = _round_up(max(len(tokens) for tokens in flat))
+        order = sorted(range(len(flat)), key=lambda row: (len(flat[row]), row))
+        states = []
+        for bucket in _split(order, self.num_buckets):
+            id_NL, mask_NL = self._pad([flat[row] for row in bucket])
+            state_NLD = self.model.encoder(input_ids=id_NL, attention_mask=mask_NL).last_hidden_state
+            state_NLD = state_NLD * mask_NL.unsqueeze(-1)
+            states.append(functional.pad(state_NLD, (0, 0, 0, longest - state_NLD.shape[1])))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        state_NLD = torch.cat(states).index_select(0, back.to(self.device))
+        length_N = torch.tensor([len(tokens) for tokens in flat], device=self.device)
+        mask_NL = (torch.arange(longest, device=self.device) < length_N.unsqueeze(1)).long()
+        return _group_by_question(state_NLD, mask_NL, [len(of_question) for of_question in inputs])
+
+    def fusion_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
+        """Logits `[B, T, V]` of the targets given all passages together (teacher forcing)."""
+        return self._decode(encoded.fused_state_BLD, encoded.fused_mask_BL, label_BT)
+
+    def passage_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
+        """Logits `[B, K, T, V]` of the targets given each passage alone, from the same encoder states.
+
+        Every question must have all K passages: with nothing to attend to, the decoder has no defined output.
+        """
+        num_questions, num_passages = encoded.mask_BKL.shape[:2]
+        label_NT = label_BT.repeat_interleave(num_passages, dim=0)
+        logit_NTV = self._decode(encoded.state_BKLD.flatten(0, 1), encoded.mask_BKL.flatten(0, 1), label_NT)
+        return logit_NTV.unflatten(0, (num_questions, num_passages))
+
+    def _decode(self, state_NLD: Tensor, mask_NL: Tensor, label_NT: Tensor) -> Tensor:
+        return self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=state_NLD),
+            attention_mask=mask_NL,
+            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(label_NT),
+            use_cache=False,
+        ).logits
+
+    def _pad(self, rows: list[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        longest = _round_up(max(len(row) for row in rows))
+        id_NL = torch.full((len(rows), longest), self.model.config.pad_token_id, dtype=torch.long)
+        mask_NL = torch.zeros((len(rows), longest), dtype=torch.long)
+        for number, row in enumerate(rows):
+            id_NL[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask_NL[number, : len(row)] = 1
+        return id_NL.to(self.device), mask_NL.to(self.device)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def _split(order: list[int], num_parts: int) -> list[list[int]]:
+    """Cut into at most `num_parts` runs whose sizes differ by at most one.
+
+    >>> _split([5, 6, 7], 2), _split([5], 4)
+    ([[5, 6], [7]], [[5]])
+    """
+    num_parts = min(num_parts, len(order))
+    size, rest = divmod(len(order), num_parts)
+    ends = [part * size + min(part, rest) for part in range(num_parts + 1)]
+    return [order[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _group_by_question(state_NLD: Tensor, mask_NL: Tensor, counts: list[int]) -> EncodedPassages:
+    """Lay the N inputs out as [B, K, ...], with masked rows where a question has fewer than K of them."""
+    num_questions, num_passages = len(counts), max(counts)
+    if all(count == num_passages for count in counts):
+        shape = (num_questions, num_passages)
+        return EncodedPassages(state_BKLD=state_NLD.unflatten(0, shape), mask_BKL=mask_NL.unflatten(0, shape))
+    empty_1LD, empty_1L = torch.zeros_like(state_NLD[:1]), torch.zeros_like(mask_NL[:1])
+    state_parts, mask_parts = [], []
+    for state, mask in zip(state_NLD.split(counts), mask_NL.split(counts), strict=True):
+        missing = num_passages - len(state)
+        state_parts.append(torch.cat([state, empty_1LD.expand(missing, -1, -1)]))
+        mask_parts.append(torch.cat([mask, empty_1L.expand(missing, -1)]))
+    return EncodedPassages(state_BKLD=torch.stack(state_parts), mask_BKL=torch.stack(mask_parts))
