@@ -178,17 +178,28 @@ def parse_config(kind: type[Any], text: str) -> Any:
 
 def _parser(module: Any, **options: Any) -> Any:
     """An argument parser that raises `ConfigError` instead of printing its usage and exiting."""
+    module.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
     class Parser(module.ArgumentParser):  # type: ignore[misc]
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
             raise ConfigError(f"{self.prog}: {_readable(message)}")
 
-    return Parser(exit_on_error=True, **options)
+        def format_help(self) -> str:
+            return re.sub(r"--[a-z][\w.]*", lambda flag: flag[0].replace("_", "-"), super().format_help())
+
+    return Parser(allow_abbrev=False, **options)
 
 
 def _readable(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return re.sub(r"\s+", " ", " ".join(lines)).replace("Parser key", "setting").replace("_", "-", 0)
+    """A parser's message on one line in our words.
+
+    >>> _readable('Parser key "config.k":\\n  Expected a <class \'int\'>. Got value: x')
+    'config.k: expected int, found x'
+    """
+    text = " ".join(message.split()).removeprefix("error: ")
+    text = re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
+    return re.sub(r"Expected an? (.+?)\. Got value: ", r"expected \1, found ", text)
 
 
 def _summary(stage: Stage) -> str:

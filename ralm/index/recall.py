@@ -1,0 +1,42 @@
+"""How much of the exact result an index finds, measured against faiss's brute force as the independent reference."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+REFERENCE_BLOCK_ROWS = 262144
+
+
+def reference_rows(question_BD: np.ndarray, matrix_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact top k by faiss in fp32, block by block.
+
+    Returns:
+        (score_BK, row_BK), best first.
+    """
+    heap = faiss.ResultHeap(len(question_BD), k, keep_max=True)
+    question = np.ascontiguousarray(question_BD, np.float32)
+    for start in range(0, len(matrix_ND), REFERENCE_BLOCK_ROWS):
+        block = matrix_ND[start : start + REFERENCE_BLOCK_ROWS].astype(np.float32)
+        score, row = faiss.knn(question, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        if score.shape[1] < k:
+            padding = ((0, 0), (0, k - score.shape[1]))
+            score = np.pad(score, padding, constant_values=-np.inf)
+            row = np.pad(row, padding, constant_values=-1)
+        heap.add_result(score, np.where(row >= 0, row + start, -1))
+    heap.finalize()
+    return heap.D, heap.I
+
+
+def recall_at_k(found_score_BK: np.ndarray, exact_score_BK: np.ndarray) -> float:
+    """Share of the k results that are as good as the exact result's k-th, 0 to 1.
+
+    Scores are compared, not rows: of several passages with the same text any one is right. The tolerance is fp32
+    rounding, 1e-5 of the largest score.
+
+    Example:
+        >>> recall_at_k(np.array([[3.0, 1.0]]), np.array([[3.0, 2.0]]))
+        0.5
+    """
+    tolerance = 1e-5 * np.abs(exact_score_BK).max(initial=1.0)
+    return float((found_score_BK >= exact_score_BK[:, -1:] - tolerance).mean())

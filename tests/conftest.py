@@ -1,0 +1,238 @@
+"""What many tests share: a toy corpus, tiny random models with real tokenizers, one fixed seed, an own store per test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RALM_TRACKING", "off")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SUBJECTS = ("granite", "willow", "otter", "copper", "lantern", "glacier", "saffron", "falcon", "harbour", "violin")
+FACTS = (
+    ("colour", "The colour of {0} is mostly {1} in the northern valleys, as travellers have often noted."),
+    ("origin", "Scholars trace the origin of {0} to the {1} coast, where the first records were kept."),
+    ("use", "People use {0} to repair {1} tools before winter, and they store it in dry sheds."),
+)
+VALUES = ("amber", "silver", "crimson", "eastern", "western", "iron", "wooden", "quiet", "ancient", "narrow")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real dumps and question sets that are not part of the project; tests that use them skip without."""
+    folder = Path(os.environ.get("RALM_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("needs the shared real data (set RALM_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def ralm_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty store for every test."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("RALM_HOME", str(home))
+    for name in ("RALM_STORE_URI", "RALM_EVENTS", "RALM_PRECISION", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+def toy_rows() -> list[dict[str, object]]:
+    """30 passages over 10 pages."""
+    rows: list[dict[str, object]] = []
+    for page, subject in enumerate(SUBJECTS):
+        for position, (section, sentence) in enumerate(FACTS):
+            text = sentence.format(subject, VALUES[(page * 3 + position * 7) % len(VALUES)])
+            digest = hashlib.sha256(f"{page}/{section}/{text}".encode())
+            rows.append(
+                {
+                    "passage_id": int.from_bytes(digest.digest()[:8], "big") >> 1,
+                    "source_id": str(page + 1),
+                    "page_id": page + 1,
+                    "revision_id": None,
+                    "title": subject.title(),
+                    "section": section.title(),
+                    "text": text,
+                    "kind": "text",
+                    "position": position,
+                    "content_hash": digest.hexdigest(),
+                }
+            )
+    return rows
+
+
+def toy_questions(split: str) -> list[dict[str, object]]:
+    """Questions on the toy corpus; the splits hold different subjects."""
+    wanted = {"train": range(0, 6), "dev": range(6, 8), "test": range(8, 10)}[split]
+    return [
+        {
+            "question_id": f"{split}-{page}-{position}",
+            "question": f"what is the {section} of {SUBJECTS[page]}",
+            "answers": [VALUES[(page * 3 + position * 7) % len(VALUES)]],
+            "positive_titles": [SUBJECTS[page].title()],
+        }
+        for page in wanted
+        for position, (section, _) in enumerate(FACTS)
+    ]
+
+
+@pytest.fixture(scope="session")
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store in which the session's toy artifacts are made once."""
+    return tmp_path_factory.mktemp("session-home")
+
+
+@pytest.fixture(scope="session")
+def toy_passages(session_home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A `passages` artifact with 30 passages in two parts."""
+    from ralm.artifacts.schemas import PASSAGES
+    from ralm.artifacts.store import Contents, produce
+    from ralm.artifacts.tables import write_table
+
+    def build(folder: Path) -> Contents:
+        rows = toy_rows()
+        parts = {"part-00000.parquet": rows[:17], "part-00001.parquet": rows[17:]}
+        for name, part in parts.items():
+            write_table(folder / name, part, PASSAGES)
+        return Contents(rows={name: len(part) for name, part in parts.items()}, counts={"passages": len(rows)})
+
+    output = str(tmp_path_factory.mktemp("toy") / "passages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RALM_HOME", str(session_home))
+        produce(output, kind="passages", stage="toy", stage_version=1, inputs={}, config={}, build=build)
+    return output
+
+
+@pytest.fixture(scope="session")
+def toy_question_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train.jsonl, dev.jsonl and test.jsonl on the toy corpus."""
+    folder = tmp_path_factory.mktemp("toy-questions")
+    for split in ("train", "dev", "test"):
+        lines = [json.dumps(row) for row in toy_questions(split)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_questions_artifact(session_home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A `questions` artifact with the splits train, dev and test."""
+    from ralm.artifacts.schemas import QUESTIONS
+    from ralm.artifacts.store import Contents, produce
+    from ralm.artifacts.tables import write_table
+
+    empty = {"task": "qa", "target": None, "options": [], "label": None, "source_id": None, "positive_ids": []}
+    rest = {"passages": [], "date": None, "metadata": "{}"}
+
+    def build(folder: Path) -> Contents:
+        rows = {}
+        for split in ("train", "dev", "test"):
+            table = [{**empty, **rest, **row} for row in toy_questions(split)]
+            rows[f"{split}.parquet"] = write_table(folder / f"{split}.parquet", table, QUESTIONS)
+        return Contents(rows=rows, counts={"questions": sum(rows.values())})
+
+    output = str(tmp_path_factory.mktemp("toy") / "questions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RALM_HOME", str(session_home))
+        produce(output, kind="questions", stage="toy", stage_version=1, inputs={}, config={}, build=build)
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny_model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle folder (`retriever/`, `reader/`) in transformers' layout: a 2-layer BERT and a 2+2-layer T5."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    texts = [f"{row['title']} {row['section']} {row['text']} question: context: answer:" for row in toy_rows()]
+    texts += [str(row["question"]) for split in ("train", "dev", "test") for row in toy_questions(split)]
+
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    ends = [(name, words.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    words.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=words, mask_token="[MASK]", **names).save_pretrained(folder / "retriever")
+
+    pieces = Tokenizer(models.Unigram())
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    from tokenizers import decoders
+
+    pieces.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{number}>" for number in range(4))]
+    pieces.train_from_iterator(
+        texts, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    )
+    pieces.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", pieces.token_to_id("</s>"))]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder / "reader")
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        bert = BertModel(
+            BertConfig(
+                vocab_size=words.get_vocab_size(),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                max_position_embeddings=128,
+            ),
+            add_pooling_layer=False,
+        )
+        bert.save_pretrained(folder / "retriever")
+        t5 = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=pieces.get_vocab_size(),
+                d_model=32,
+                d_kv=16,
+                d_ff=64,
+                num_layers=2,
+                num_decoder_layers=2,
+                num_heads=2,
+                feed_forward_proj="gated-gelu",
+                tie_word_embeddings=False,
+                decoder_start_token_id=0,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+        )
+        t5.save_pretrained(folder / "reader")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(session_home: Path, tiny_model_files: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A `model` artifact made of `tiny_model_files`."""
+    from components.download.stage import download
+
+    output = str(tmp_path_factory.mktemp("toy") / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RALM_HOME", str(session_home))
+        download(source=str(tiny_model_files), model=output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def toy_index(session_home: Path, toy_passages: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An `index` artifact of the toy corpus by the tiny model."""
+    from components.embed.stage import embed
+    from components.index.stage import index
+
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RALM_HOME", str(session_home))
+        embed(passages=toy_passages, model=tiny_model, embeddings=str(folder / "embeddings"))
+        index(embeddings=str(folder / "embeddings"), index=str(folder / "index"))
+    return str(folder / "index")
