@@ -6,13 +6,12 @@ Shapes: `B` questions, `K` passages per question, `D` embedding size.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Reduction = Literal["batchmean", "elementmean"]
+from ralm.objectives.config import Reduction
 
 
 def retriever_scores(question_BD: Tensor, passage_BKD: Tensor) -> Tensor:

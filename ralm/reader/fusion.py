@@ -34,22 +34,24 @@ LENGTH_MULTIPLE = 8
 class EncodedPassages:
     """Encoder states of the passages of B questions; what is not a token of a passage is zero and masked."""
 
-    state_BKLD: Tensor
-    mask_BKL: Tensor
+    state: Tensor
+    """`[B, K, L, D]`."""
+    mask: Tensor
+    """`[B, K, L]`, 1 for tokens and 0 elsewhere."""
 
     def detach(self) -> EncodedPassages:
         """The same states, cut off from the encoder: nothing computed from them reaches its weights."""
-        return EncodedPassages(state_BKLD=self.state_BKLD.detach(), mask_BKL=self.mask_BKL)
+        return EncodedPassages(state=self.state.detach(), mask=self.mask)
 
     @property
-    def fused_state_BLD(self) -> Tensor:
+    def fused_state(self) -> Tensor:
         """States of all passages of a question side by side, `[B, K*L, D]`."""
-        return self.state_BKLD.flatten(1, 2)
+        return self.state.flatten(1, 2)
 
     @property
-    def fused_mask_BL(self) -> Tensor:
-        """Mask that belongs to `fused_state_BLD`, `[B, K*L]`."""
-        return self.mask_BKL.flatten(1, 2)
+    def fused_mask(self) -> Tensor:
+        """Mask that belongs to `fused_state`, `[B, K*L]`."""
+        return self.mask.flatten(1, 2)
 
 
 class FusionReader(nn.Module):
@@ -170,16 +172,16 @@ class FusionReader(nn.Module):
 
     def fusion_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
         """Logits `[B, T, V]` of the targets given all passages together (teacher forcing)."""
-        return self._decode(encoded.fused_state_BLD, encoded.fused_mask_BL, label_BT)
+        return self._decode(encoded.fused_state, encoded.fused_mask, label_BT)
 
     def passage_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
         """Logits `[B, K, T, V]` of the targets given each passage alone, from the same encoder states.
 
         Every question must have all K passages: with nothing to attend to, the decoder has no defined output.
         """
-        num_questions, num_passages = encoded.mask_BKL.shape[:2]
+        num_questions, num_passages = encoded.mask.shape[:2]
         label_NT = label_BT.repeat_interleave(num_passages, dim=0)
-        logit_NTV = self._decode(encoded.state_BKLD.flatten(0, 1), encoded.mask_BKL.flatten(0, 1), label_NT)
+        logit_NTV = self._decode(encoded.state.flatten(0, 1), encoded.mask.flatten(0, 1), label_NT)
         return logit_NTV.unflatten(0, (num_questions, num_passages))
 
     def _decode(self, state_NLD: Tensor, mask_NL: Tensor, label_NT: Tensor) -> Tensor:
@@ -221,11 +223,11 @@ def _group_by_question(state_NLD: Tensor, mask_NL: Tensor, counts: list[int]) ->
     num_questions, num_passages = len(counts), max(counts)
     if all(count == num_passages for count in counts):
         shape = (num_questions, num_passages)
-        return EncodedPassages(state_BKLD=state_NLD.unflatten(0, shape), mask_BKL=mask_NL.unflatten(0, shape))
+        return EncodedPassages(state=state_NLD.unflatten(0, shape), mask=mask_NL.unflatten(0, shape))
     empty_1LD, empty_1L = torch.zeros_like(state_NLD[:1]), torch.zeros_like(mask_NL[:1])
     state_parts, mask_parts = [], []
     for state, mask in zip(state_NLD.split(counts), mask_NL.split(counts), strict=True):
         missing = num_passages - len(state)
         state_parts.append(torch.cat([state, empty_1LD.expand(missing, -1, -1)]))
         mask_parts.append(torch.cat([mask, empty_1L.expand(missing, -1)]))
-    return EncodedPassages(state_BKLD=torch.stack(state_parts), mask_BKL=torch.stack(mask_parts))
+    return EncodedPassages(state=torch.stack(state_parts), mask=torch.stack(mask_parts))

@@ -76,8 +76,8 @@ def _answer_batch(
 ) -> list[list[Candidate]]:
     encoded = reader.encode(inputs)
     token_NT = reader.model.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded.fused_state_BLD),
-        attention_mask=encoded.fused_mask_BL,
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoded.fused_state),
+        attention_mask=encoded.fused_mask,
         do_sample=False,
         num_beams=num_beams,
         num_return_sequences=num_candidates,
@@ -85,8 +85,8 @@ def _answer_batch(
     )
     texts = [text.strip() for text in reader.tokenizer.batch_decode(token_NT, skip_special_tokens=True)]
     repeated = EncodedPassages(
-        state_BKLD=encoded.state_BKLD.repeat_interleave(num_candidates, dim=0),
-        mask_BKL=encoded.mask_BKL.repeat_interleave(num_candidates, dim=0),
+        state=encoded.state.repeat_interleave(num_candidates, dim=0),
+        mask=encoded.mask.repeat_interleave(num_candidates, dim=0),
     )
     scores = _log_probabilities(reader, repeated, _labels(reader, token_NT)).tolist()
     flat = [Candidate(text=text, log_probability=score) for text, score in zip(texts, scores, strict=True)]

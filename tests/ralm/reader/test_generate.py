@@ -1,0 +1,85 @@
+"""Answers: batches, beams, short passage lists and log-probabilities agree with doing it one by one."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ralm.errors import ConfigError
+from ralm.reader.fusion import FusionReader
+from ralm.reader.generate import generate_answers, score_answers
+
+QUESTIONS = ["who built the castle", "where was the red queen ?"]
+TARGETS = ["the old king", "in the castle"]
+PASSAGES = [
+    [
+        SimpleNamespace(title="castle", section="", text="the castle was built by the old king in the sea ."),
+        SimpleNamespace(title="queen", section="red", text="the queen ."),
+    ],
+    [
+        SimpleNamespace(title="sea", section="old", text="the sea was old . the river was red ."),
+        SimpleNamespace(title="king", section="", text="king"),
+        SimpleNamespace(title="queen", section="", text="in the castle of the king by the river " * 2),
+    ],
+]
+
+
+@torch.no_grad()
+def greedy(reader: FusionReader, question: int, num_passages: int) -> tuple[list[int], float]:
+    """Independent implementation: argmax token by token, adding up log-probabilities."""
+    inputs = reader.tokenize_inputs([QUESTIONS[question]], [PASSAGES[question][:num_passages]])
+    states = [reader.model.encoder(input_ids=torch.tensor([tokens])).last_hidden_state[0] for tokens in inputs[0]]
+    state, written, total = torch.cat(states)[None], [0], 0.0
+    while len(written) <= reader.config.max_target_tokens and written[-1] != 1:
+        hidden = reader.model.decoder(input_ids=torch.tensor([written]), encoder_hidden_states=state).last_hidden_state
+        scores = torch.log_softmax(reader.model.lm_head(hidden[0, -1]), dim=-1)
+        written.append(int(scores.argmax()))
+        total += float(scores.max())
+    return written, total
+
+
+def test_greedy_answers_equal_an_independent_loop(reader: FusionReader) -> None:
+    passages = [PASSAGES[0], PASSAGES[1][:2]]
+    found = list(generate_answers(reader, QUESTIONS, passages, batch_size=2))
+    for question, candidates in enumerate(found):
+        tokens, total = greedy(reader, question, len(passages[question]))
+        assert candidates[0].text == reader.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        assert candidates[0].log_probability == pytest.approx(total, abs=1e-4)
+
+
+def test_batch_size_changes_nothing(reader: FusionReader) -> None:
+    questions, passages = QUESTIONS * 3, [*PASSAGES, *PASSAGES, [], PASSAGES[0][:1]]
+    one = list(generate_answers(reader, questions, passages, batch_size=1))
+    many = list(generate_answers(reader, questions, passages, batch_size=4))
+    assert [found[0].text for found in one] == [found[0].text for found in many]
+    assert [found[0].log_probability for found in one] == pytest.approx(
+        [found[0].log_probability for found in many], abs=1e-4
+    )
+
+
+def test_beams_give_distinct_candidates_best_first(reader: FusionReader) -> None:
+    (candidates, _) = generate_answers(reader, QUESTIONS, PASSAGES, num_beams=4, num_candidates=3)
+    scores = [candidate.log_probability for candidate in candidates]
+    assert len(candidates) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert all(score < 0 and math.isfinite(score) for score in scores)
+
+
+def test_score_of_a_given_answer_is_the_models_loss(reader: FusionReader) -> None:
+    found = score_answers(reader, QUESTIONS, PASSAGES, TARGETS)
+    for question in range(2):
+        label_BT = reader.tokenize_targets([TARGETS[question]])
+        inputs = reader.tokenize_inputs([QUESTIONS[question]], [PASSAGES[question]])
+        logits = reader.fusion_logits(reader.encode(inputs), label_BT)[0]
+        expected = torch.log_softmax(logits, -1).gather(1, label_BT[0][:, None]).sum().item()
+        assert found[question] == pytest.approx(expected, abs=1e-4)
+
+
+def test_counts_are_checked(reader: FusionReader) -> None:
+    with pytest.raises(ConfigError, match="num_candidates"):
+        list(generate_answers(reader, QUESTIONS, PASSAGES, num_beams=2, num_candidates=3))
+    with pytest.raises(ConfigError, match="batch_size"):
+        list(generate_answers(reader, QUESTIONS, PASSAGES, batch_size=0))
