@@ -1,0 +1,262 @@
+"""Resumable download of one remote file: HTTP with ranges, or any other fsspec URL.
+
+A download grows as `NAME.part` with a note of what it is a part of (`NAME.part.json`), and gets its own name when it is
+whole and its checksum is right. A dropped connection is tried again from where it broke; a killed process goes on later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import http.client
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from ralm.artifacts.files import file_system, write_json
+from ralm.errors import DataError, RalmError
+from ralm.log import progress
+
+logger = logging.getLogger(__name__)
+BLOCK_BYTES = 1 << 20
+TIMEOUT_S = 60.0
+MAX_ATTEMPTS = 6
+"""Attempts in a row without a single new byte."""
+FIRST_WAIT_S = 1.0
+_USER_AGENT = "ralm-pipelines (resumable download)"
+_DROPPED = (ConnectionError, TimeoutError, http.client.HTTPException, urllib.error.URLError)
+_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RemoteState:
+    """What a server says about a file without sending it."""
+
+    size: int | None
+    validator: str
+    """Strong ETag, else date of last change, else empty."""
+
+    @property
+    def identity(self) -> str:
+        """Changes when the file does, as far as the server tells."""
+        return f"{self.validator}/{self.size}"
+
+
+class Unreachable(RalmError):
+    """The server could not be reached."""
+
+
+class _Dropped(Exception):
+    """The connection ended early; what came so far is kept."""
+
+
+def remote_state(url: str) -> RemoteState:
+    """Ask for size and version of a remote file.
+
+    Raises:
+        DataError: there is no such file.
+        Unreachable: no answer from the server.
+    """
+    if not _is_http(url):
+        return _file_system_state(url)
+    request = urllib.request.Request(url, method="HEAD", headers=_headers())
+    for attempt in range(3):
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                return _state(response.headers)
+        except urllib.error.HTTPError as error:
+            if error.code in (405, 501):  # a server without HEAD
+                return RemoteState(size=None, validator="")
+            if error.code not in _TRY_AGAIN:
+                raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
+            cause: Exception = error
+        except _DROPPED as error:
+            cause = error
+        if attempt < 2:
+            time.sleep(FIRST_WAIT_S * 2**attempt)
+    raise Unreachable(f"{url}: no answer from the server: {getattr(cause, 'reason', cause)}") from cause
+
+
+def download(url: str, target: Path, *, digests: Mapping[str, str], size: int | None = None) -> None:
+    """Fetch a file, going on from `target.part` where an earlier call stopped. The caller holds the lock.
+
+    Args:
+        url: HTTP or any other fsspec URL of one file.
+        target: where it goes when it is whole.
+        digests: expected hex digest by algorithm (`sha256`, `sha1`, `md5`); may be empty.
+        size: expected bytes, None where unknown.
+
+    Raises:
+        DataError: no such file, a connection that keeps breaking, or a wrong size or checksum. After a wrong one the
+            part is removed, so that the next call starts afresh.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    failures = 0
+    with progress(total=size, what=f"download {target.name}", unit="bytes") as bar:
+        while True:
+            before = _part_size(part)
+            try:
+                for count in _append(url, part):
+                    bar.total = bar.total or _note(part).get("size")
+                    bar.update(count if bar.done else _part_size(part) - bar.done)
+                break
+            except _Dropped as error:
+                failures = 1 if _part_size(part) > before else failures + 1
+                if failures >= MAX_ATTEMPTS:
+                    raise DataError(
+                        f"{url}: {error}; gave up after {failures} attempts with {_part_size(part)} bytes kept in {part};"
+                        " run the same command again to go on"
+                    ) from error
+                wait_s = min(FIRST_WAIT_S * 2 ** (failures - 1), 30.0)
+                logger.warning("%s: %s; next attempt in %.0f s", url, error, wait_s)
+                time.sleep(wait_s)
+    _check(url, part, digests, size)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.rename(target)
+    _note_path(part).unlink(missing_ok=True)
+
+
+def _append(url: str, part: Path) -> Iterator[int]:
+    """Add what is missing to the part; yields the bytes of each block. Raises `_Dropped` if the end is not reached."""
+    with _open_rest(url, part) as (stream, expected):
+        with part.open("ab") as file:
+            while True:
+                try:
+                    block = stream.read(BLOCK_BYTES)
+                except (*_DROPPED, OSError) as error:
+                    raise _Dropped(f"the connection broke ({error or type(error).__name__})") from error
+                if not block:
+                    break
+                file.write(block)
+                file.flush()
+                yield len(block)
+    found = _part_size(part)
+    if expected is not None and found < expected:
+        raise _Dropped(f"the connection ended after {found} of {expected} bytes")
+
+
+@contextlib.contextmanager
+def _open_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+    """A stream of the bytes after the part's end and the size of the whole. Empties the part if it is of another version."""
+    if not _is_http(url):
+        with _open_file_system_rest(url, part) as opened:
+            yield opened
+        return
+    note, offset = _note(part), _part_size(part)
+    validator = note.get("validator", "")
+    headers = _headers()
+    if offset and validator:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # nothing after the end: it is whole, or not ours
+            if offset == note.get("size"):
+                with open(os.devnull, "rb") as nothing:
+                    yield nothing, offset
+                return
+            _start_part(part, url, RemoteState(size=None, validator=""))
+            raise _Dropped("the server has no such range") from error
+        if error.code in _TRY_AGAIN:
+            raise _Dropped(f"the server answered {error.code} {error.reason}") from error
+        raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
+    except (*_DROPPED, OSError) as error:
+        raise _Dropped(f"no answer from the server: {getattr(error, 'reason', error)}") from error
+    with response:
+        state = _state(response.headers)
+        if response.status == 206:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                _start_part(part, url, state)
+                raise _Dropped("the server sent another range than asked for")
+            total = None if state.size is None else state.size + offset
+        else:
+            _start_part(part, url, state)
+            total = state.size
+        yield response, total
+
+
+@contextlib.contextmanager
+def _open_file_system_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+    state = _file_system_state(url)
+    note = _note(part)
+    if not _part_size(part) or note.get("validator") != state.identity:
+        _start_part(part, url, RemoteState(size=state.size, validator=state.identity))
+    system, path = file_system(url)
+    with system.open(path, "rb") as stream:
+        stream.seek(_part_size(part))
+        yield stream, state.size
+
+
+def _file_system_state(url: str) -> RemoteState:
+    system, path = file_system(url)
+    try:
+        info = system.info(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: no such file") from error
+    except Exception as error:  # each file system has errors of its own
+        raise DataError(f"{url}: cannot be read: {error}") from error
+    if info.get("type") == "directory":
+        raise DataError(f"{url}: expected a file, found a folder")
+    names = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")
+    validator = next((str(info[name]) for name in names if info.get(name)), "")
+    return RemoteState(size=info.get("size"), validator=validator)
+
+
+def _check(url: str, part: Path, digests: Mapping[str, str], size: int | None) -> None:
+    problem = ""
+    if size is not None and (found_size := _part_size(part)) != size:
+        problem = f"expected {size} bytes, found {found_size}"
+    for algorithm, expected in digests.items():
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()
+        if not problem and found != expected.lower():
+            problem = f"expected {algorithm} {expected}, found {found}"
+    if problem:
+        part.unlink()
+        _note_path(part).unlink(missing_ok=True)
+        raise DataError(f"{url}: {problem}; the download was thrown away")
+
+
+def _state(headers: Mapping[str, str]) -> RemoteState:
+    etag = headers.get("ETag") or ""
+    size = headers.get("Content-Length")
+    validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
+    return RemoteState(size=int(size) if size and size.isdigit() else None, validator=validator)
+
+
+def _headers() -> dict[str, str]:
+    return {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _start_part(part: Path, url: str, state: RemoteState) -> None:
+    part.write_bytes(b"")
+    write_json(_note_path(part), {"url": url, "validator": state.validator, "size": state.size})
+
+
+def _part_size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _note(part: Path) -> dict[str, str | int | None]:
+    try:
+        return dict(json.loads(_note_path(part).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _note_path(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")

@@ -1,0 +1,145 @@
+"""One half of a retriever: a BERT-like encoder whose token states are pooled into one vector.
+
+Shapes: `B` texts, `L` tokens, `D` values in a vector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from ralm.errors import ArtifactError
+from ralm.retriever.config import RetrieverConfig
+from ralm.retriever.pooling import POOL
+
+TOKENIZER_FILE = "tokenizer.json"
+_TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_WITH_POOLER = {"bert", "roberta", "xlm-roberta", "camembert", "mpnet"}
+MODEL_TYPES = _WITH_POOLER | {"distilbert", "electra", "modernbert", "deberta-v2"}
+
+
+class Encoder(nn.Module):
+    """A retriever's question or passage half."""
+
+    def __init__(self, model: PreTrainedModel, config: RetrieverConfig, tokenizer: Tokenizer, folder: Path) -> None:
+        super().__init__()
+        self.model, self.config, self.tokenizer, self._folder = model, config, tokenizer, folder
+        self._pool = POOL[config.pooling]
+
+    @classmethod
+    def load(cls, folder: Path, config: RetrieverConfig, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """Load a half of a `model` artifact, in evaluation mode.
+
+        Args:
+            folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+            config: pooling, normalising and lengths.
+            device: where to compute.
+            dtype: format of the weights; pooling is fp32 in any case.
+
+        Raises:
+            ArtifactError: files missing or unreadable, or an architecture that is no text encoder.
+        """
+        model = load_encoder_model(folder, dtype)
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest and max(config.max_passage_tokens, config.max_question_tokens) > longest:
+            raise ArtifactError(f"{folder}: takes {longest} tokens, but max_passage_tokens={config.max_passage_tokens}")
+        return cls(model, config, load_tokenizer(folder), folder).to(device).eval()
+
+    @property
+    def dimension(self) -> int:
+        """D, the values in a vector."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """Token id of padding."""
+        return int(self.model.config.pad_token_id or 0)
+
+    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
+        """Encode a batch.
+
+        Args:
+            input_ids_BL: token ids.
+            attention_mask_BL: 1 on real tokens; None where all are.
+
+        Returns:
+            vector_BD, float32.
+        """
+        states_BLD = self.model(input_ids=input_ids_BL, attention_mask=attention_mask_BL).last_hidden_state
+        vector_BD = self._pool(states_BLD, attention_mask_BL)
+        return F.normalize(vector_BD, dim=-1) if self.config.normalize else vector_BD
+
+    def tokenize(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
+        """Token ids of each text (uint32), cut to `max_tokens`, without padding. One call for many texts is fastest."""
+        self.tokenizer.enable_truncation(max_tokens)
+        return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+
+    def pad(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        """Token ids as one tensor [B, L] on the encoder's device and its mask, None where all are equally long."""
+        lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
+        longest = int(lengths.max())
+        padded_BL = np.full((len(ids), longest), self.pad_id, dtype=np.int64)
+        for row, values in enumerate(ids):
+            padded_BL[row, : len(values)] = values
+        input_ids_BL = torch.from_numpy(padded_BL).to(self.device)
+        if int(lengths.min()) == longest:
+            return input_ids_BL, None
+        mask_BL = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64)).to(self.device)
+        return input_ids_BL, mask_BL
+
+    def save(self, folder: Path) -> None:
+        """Write weights, architecture and tokenizer, so that `load` gives the same encoder."""
+        self.model.save_pretrained(folder)
+        for name in _TOKENIZER_FILES:
+            if (self._folder / name).is_file() and self._folder != folder:
+                (folder / name).write_bytes((self._folder / name).read_bytes())
+
+
+def load_encoder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the bare encoder (no pooler head) of a folder in `transformers` layout.
+
+    Raises:
+        ArtifactError: files missing or unreadable, or an architecture that is no text encoder.
+    """
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(f"{folder}: no config.json; expected an encoder in transformers layout")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type not in MODEL_TYPES:
+            expected = ", ".join(sorted(MODEL_TYPES))
+            raise ArtifactError(f"{folder}: a {config.model_type} model is no retriever; expected one of {expected}")
+        options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
+        return AutoModel.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="sdpa", **options)
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{folder}: cannot load the encoder: {str(error).splitlines()[0]}") from error
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load `tokenizer.json` without its padding (batches are padded here, by need).
+
+    Raises:
+        ArtifactError: missing or unreadable.
+    """
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{folder}: no {TOKENIZER_FILE}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise ArtifactError(f"{path}: no readable tokenizer: {error}") from error
+    tokenizer.no_padding()
+    return tokenizer

