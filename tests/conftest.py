@@ -145,7 +145,8 @@ def toy_questions_artifact(session_home: Path, tmp_path_factory: pytest.TempPath
 def tiny_model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle folder (`retriever/`, `reader/`) in transformers' layout: a 2-layer BERT and a 2+2-layer T5."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("tiny-model")
@@ -164,8 +165,6 @@ def tiny_model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     pieces = Tokenizer(models.Unigram())
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
-    from tokenizers import decoders
-
     pieces.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{number}>" for number in range(4))]
     pieces.train_from_iterator(
@@ -209,6 +208,12 @@ def tiny_model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )
         t5.save_pretrained(folder / "reader")
+        weights = {name: value for name, value in t5.state_dict().items() if "embed_tokens" not in name}
+        weights["lm_head.weight"] = torch.randn_like(t5.shared.weight) * 0.05
+    # transformers ties lm_head to the embeddings when T5 is built from a config; a FLAN-like reader has its own.
+    save_file(weights, folder / "reader" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "reader" / "config.json").read_text())
+    (folder / "reader" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     return folder
 
 

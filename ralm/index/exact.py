@@ -61,9 +61,9 @@ class ExactSearcher:
             score, row = _best(score_BN, min(k, score_BN.shape[1]))
             best_score = torch.cat([best_score, score], 1)
             best_row = torch.cat([best_row, row + start], 1)
-            if best_score.shape[1] > k:
+            if start:
                 # Earlier blocks come first and hold the lower rows, so a stable sort keeps the tie rule.
-                order = best_score.argsort(1, descending=True, stable=True)[:, :k]
+                order = best_score.argsort(dim=1, descending=True, stable=True)[:, :k]
                 best_score, best_row = best_score.gather(1, order), best_row.gather(1, order)
         return best_score.cpu().numpy(), best_row.cpu().numpy()
 
@@ -84,9 +84,9 @@ def _best(score_BN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     crowded_B = (score_BN >= cut_B1).sum(1) > k
     for row in crowded_B.nonzero().flatten().tolist():
         columns = (score_BN[row] >= cut_B1[row]).nonzero().flatten()
-        keep = columns[score_BN[row, columns].argsort(descending=True, stable=True)[:k]]
+        keep = columns[score_BN[row, columns].argsort(dim=0, descending=True, stable=True)[:k]]
         score_BK[row], row_BK[row] = score_BN[row, keep], keep
-    by_row = row_BK.argsort(1)
+    by_row = row_BK.argsort(dim=1)
     score_BK, row_BK = score_BK.gather(1, by_row), row_BK.gather(1, by_row)
-    order = score_BK.argsort(1, descending=True, stable=True)
+    order = score_BK.argsort(dim=1, descending=True, stable=True)
     return score_BK.gather(1, order), row_BK.gather(1, order)
