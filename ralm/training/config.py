@@ -26,7 +26,7 @@ class TrainingConfig:
     closed_book: bool = False
     """Give the reader the bare question, without passages; only with mode `reader_only`."""
 
-    steps: int = 60
+    num_steps: int = 60
     """Number of updates."""
 
     batch_size: int = 4
@@ -94,7 +94,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and contradictions."""
-        for name in ("steps", "batch_size", "num_passages", "num_retrieved", "checkpoint_every_steps"):
+        for name in ("num_steps", "batch_size", "num_passages", "num_retrieved", "checkpoint_every_steps"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("temperature_score", "temperature_gold", "clip_norm"):
             self._check(name, getattr(self, name) > 0, "a positive number")
@@ -111,7 +111,7 @@ class TrainingConfig:
 
     def _check(self, name: str, is_fine: bool, expected: str) -> None:
         if not is_fine:
-            raise ConfigError(f"training.{name}: expected {expected}, found {getattr(self, name)}")
+            raise ConfigError(f"{name}: expected {expected}, found {getattr(self, name)}")
 
     @property
     def trains_retriever(self) -> bool:

@@ -10,16 +10,14 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from ralm.reader.config import ReaderConfig
 from ralm.reader.fusion import FusionReader
 
-WORDS = (
-    "question : title context the a king queen of sea castle was built in old by who when where river red . ?".split()
-)
+TEXT = "question : title context the a king queen of sea castle was built in old by who when where river red . ?"
 
 
 @pytest.fixture(scope="session")
 def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random T5 with dropout 0.1 and an output layer of its own."""
     folder = tmp_path_factory.mktemp("reader")
-    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", "<extra_id_0>", *WORDS])}
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", "<extra_id_0>", *TEXT.split()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

@@ -1,0 +1,226 @@
+"""What learns, and one update of it: reader loss, distillation loss, gradient, AdamW. No files, no search.
+
+Shapes: `B` questions, `K` passages given to the reader, `R` passages retrieved (at least K), `T` target tokens, `D`
+embedding size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ralm.objectives.distillation import perplexity_scores
+from ralm.objectives.divergence import distillation_loss, retriever_scores
+from ralm.objectives.reader_loss import reader_loss
+from ralm.reader.fusion import FusionReader
+from ralm.reader.prompts import PassageText
+from ralm.retriever.encoder import Encoder
+from ralm.training.config import TrainingConfig
+from ralm.training.schedule import learning_rate_factor
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One update's questions with what was retrieved for them."""
+
+    questions: list[str]
+    targets: list[str]
+    passages: Sequence[Sequence[PassageText]]
+    """R passages for each question, the best first; none in closed-book training."""
+    vectors: Tensor | None
+    """Index vectors of the passages, `[B, R, D]`, for query-side training."""
+
+
+@dataclass
+class Timer:
+    """Wall time of the parts of an update, added up."""
+
+    elapsed_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside under this name."""
+        started_at = time.perf_counter()
+        yield
+        self.elapsed_s[name] = self.elapsed_s.get(name, 0.0) + time.perf_counter() - started_at
+
+
+class Learner:
+    """Reader, encoders and optimiser of a run.
+
+    Args:
+        reader: learns in every mode; weights in fp32.
+        question_encoder: learns in the modes `joint` and `query_side`; None in closed-book training.
+        passage_encoder: learns in mode `joint`, where it may be the question encoder itself (tied); None in the others,
+            which never compute with it.
+        config: the settings.
+        dtype: number format of matrix products.
+    """
+
+    def __init__(
+        self,
+        reader: FusionReader,
+        question_encoder: Encoder | None,
+        passage_encoder: Encoder | None,
+        config: TrainingConfig,
+        dtype: torch.dtype,
+    ) -> None:
+        self.reader, self.question_encoder, self.passage_encoder = reader, question_encoder, passage_encoder
+        self.config, self.dtype, self.timer = config, dtype, Timer()
+        reader_modules = nn.ModuleDict({"reader": reader.model})
+        learning = {"question": question_encoder, "passage": passage_encoder} if config.trains_retriever else {}
+        encoders = nn.ModuleDict({name: encoder for name, encoder in learning.items() if encoder is not None})
+        for encoder in encoders.values():
+            set_dropout(encoder, config.dropout)
+        if config.gradient_checkpointing:
+            reader.model.gradient_checkpointing_enable({"use_reentrant": False})
+        groups = {"reader": dict(reader_modules.named_parameters()), "retriever": dict(encoders.named_parameters())}
+        self.weights: dict[str, nn.Parameter] = groups["reader"] | groups["retriever"]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(group.values()), "lr": rate, "highest": rate}
+                for group, rate in zip(groups.values(), (config.lr_reader, config.lr_retriever), strict=True)
+                if group
+            ],
+            betas=BETAS,
+            eps=EPSILON,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    @torch.no_grad()
+    def embed_questions(self, questions: Sequence[str]) -> Tensor:
+        """Question vectors `[B, D]` for the search, without dropout."""
+        assert self.question_encoder is not None
+        self.question_encoder.eval()
+        with self._precision():
+            return encode_questions(self.question_encoder, questions)
+
+    def update(self, batch: Batch, step: int) -> dict[str, float | None]:
+        """Make one update.
+
+        Args:
+            batch: the questions.
+            step: number of the update, 0 for the first; sets learning rate and random numbers.
+
+        Returns:
+            The row of the training log.
+        """
+        torch.manual_seed(step_seed(self.config.seed, step))
+        self._set_learning_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._set_training(True)
+        with self._precision():
+            loss_of_reader, gold_BR = self._read(batch)
+        loss_of_retriever = None if gold_BR is None else self._distil(batch, gold_BR)
+        with self.timer.part("backward"):
+            (loss_of_reader if loss_of_retriever is None else loss_of_reader + loss_of_retriever).backward()
+        with self.timer.part("update"):
+            norm = nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip_norm)
+            self.optimizer.step()
+        self._set_training(False)
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        return {
+            "step": step + 1,
+            "reader_loss": loss_of_reader.item(),
+            "retriever_loss": None if loss_of_retriever is None else loss_of_retriever.item(),
+            "reader_learning_rate": rates[0],
+            "retriever_learning_rate": rates[1] if len(rates) > 1 else None,
+            "gradient_norm": float(norm),
+        }
+
+    def _read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Reader loss over the first K passages, and the reader's scores of all R for the retriever (no gradient)."""
+        label_BT = self.reader.tokenize_targets(batch.targets)
+        inputs = self.reader.tokenize_inputs(batch.questions, batch.passages)
+        first = [of_question[: self.config.num_passages] for of_question in inputs]
+        with self.timer.part("encode"):
+            encoded = self.reader.encode(first)
+        with self.timer.part("forward"):
+            loss = reader_loss(self.reader.fusion_logits(encoded, label_BT), label_BT)
+        if not self.config.trains_retriever:
+            return loss, None
+        with self.timer.part("score"), torch.no_grad():
+            rest = [of_question[self.config.num_passages :] for of_question in inputs]
+            if self.config.score_pass == "eval":
+                self.reader.eval()
+                encoded = self.reader.encode(first)
+            parts = [encoded.detach()] + ([self.reader.encode(rest)] if rest[0] else [])
+            self.reader.eval()
+            scores = [perplexity_scores(self.reader.passage_logits(part, label_BT), label_BT) for part in parts]
+            self.reader.train()
+        return loss, torch.cat(scores, dim=1)
+
+    def _distil(self, batch: Batch, gold_BR: Tensor) -> Tensor:
+        """The retriever's loss, with gradient into the encoders that learn."""
+        assert self.question_encoder is not None
+        with self.timer.part("retriever_forward"), self._precision():
+            question_BD = encode_questions(self.question_encoder, batch.questions)
+            if self.passage_encoder is None:
+                passage_BRD = batch.vectors
+                assert passage_BRD is not None
+            else:
+                passage_BRD = encode_passages(self.passage_encoder, batch.passages)
+        return distillation_loss(
+            retriever_scores(question_BD.float(), passage_BRD.float()),
+            gold_BR,
+            temperature_score=self.config.temperature_score,
+            temperature_gold=self.config.temperature_gold,
+            reduction=self.config.reduction,
+        )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.reader.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _set_training(self, is_training: bool) -> None:
+        learning = [self.question_encoder, self.passage_encoder] if self.config.trains_retriever else []
+        for module in [self.reader, *(encoder for encoder in learning if encoder is not None)]:
+            module.train(is_training)
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = learning_rate_factor(
+            step,
+            schedule=self.config.schedule,
+            warmup_steps=self.config.warmup_steps,
+            total_steps=self.config.num_steps,
+            floor_ratio=self.config.floor_ratio,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["highest"] * factor
+
+
+def encode_questions(encoder: Encoder, questions: Sequence[str]) -> Tensor:
+    """Question vectors `[B, D]`, with gradient where it is on."""
+    texts = [encoder.config.format_question(question) for question in questions]
+    return encoder(*encoder.pad(encoder.tokenize(texts, encoder.config.max_question_tokens)))
+
+
+def encode_passages(encoder: Encoder, passages: Sequence[Sequence[PassageText]]) -> Tensor:
+    """Passage vectors `[B, R, D]`, with gradient where it is on; every question has R passages."""
+    texts = [
+        encoder.config.format_passage(passage.title, passage.section, passage.text)
+        for of_question in passages
+        for passage in of_question
+    ]
+    vector_ND = encoder(*encoder.pad(encoder.tokenize(texts, encoder.config.max_passage_tokens)))
+    return vector_ND.unflatten(0, (len(passages), len(passages[0])))
+
+
+def set_dropout(module: nn.Module, rate: float) -> None:
+    """Set the rate of every dropout layer."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = rate
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of the random numbers of one update, so that no generator state has to be kept."""
+    return (seed * 1_000_003 + step) % 2**63

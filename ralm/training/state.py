@@ -1,0 +1,113 @@
+"""Checkpoints: everything a killed run needs to go on as if nothing had happened, bit for bit.
+
+A checkpoint is a folder `step-00000020` with `tensors.safetensors` (fp32 weights and both moments of the optimiser) and
+`state.json` (number of updates, log so far). It is written under another name and renamed, so it is whole or absent.
+Data order, dropout and schedule are functions of the seed and the update's number and need no state. No pickle.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ralm.artifacts.files import read_json, remove, write_json
+from ralm.errors import ArtifactError, DataError
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+KEPT = 2
+VERSION = 1
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    weights: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    log: list[dict[str, Any]],
+) -> None:
+    """Write a checkpoint and drop all but the last two.
+
+    Args:
+        folder: where the checkpoints of this run are.
+        step: updates done.
+        weights: what learns, by name.
+        optimizer: over exactly these weights.
+        log: a row for each update done.
+    """
+    final = folder / f"step-{step:08d}"
+    work = folder / f".{final.name}"
+    remove(work)
+    work.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        tensors[f"weight/{name}"] = weight.detach().contiguous()
+        for moment, value in optimizer.state.get(weight, {}).items():
+            tensors[f"{moment}/{name}"] = value.contiguous()
+    save_file(tensors, work / TENSORS)
+    with (work / TENSORS).open("rb") as file:
+        os.fsync(file.fileno())
+    write_json(work / STATE, {"version": VERSION, "step": step, "log": log})
+    remove(final)
+    work.rename(final)
+    for old in _finished(folder)[:-KEPT]:
+        remove(old)
+
+
+def load_checkpoint(
+    folder: Path, *, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, Any]]]:
+    """Take weights and optimiser state from the newest readable checkpoint.
+
+    Returns:
+        Updates done and their log; 0 and an empty log where there is no checkpoint.
+
+    Raises:
+        ArtifactError: the checkpoint is of another model.
+    """
+    for path in reversed(_finished(folder)):
+        try:
+            state = read_json(str(path / STATE))
+            tensors = load_file(path / TENSORS)
+        except (DataError, OSError, SafetensorError) as error:
+            logger.warning("%s: unreadable checkpoint, trying the one before: %s", path, error)
+            continue
+        if state["version"] != VERSION:
+            raise ArtifactError(f"{path}: expected checkpoint version {VERSION}, found {state['version']}")
+        _restore(path, tensors, weights, optimizer)
+        return int(state["step"]), list(state["log"])
+    return 0, []
+
+
+def _restore(
+    path: Path, tensors: dict[str, Tensor], weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    found = {name.removeprefix("weight/"): value for name, value in tensors.items() if name.startswith("weight/")}
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    if {name: tuple(value.shape) for name, value in found.items()} != shapes:
+        raise ArtifactError(f"{path}: the checkpoint holds other weights than the model; remove it and train again")
+    for name, weight in weights.items():
+        with torch.no_grad():
+            weight.copy_(found[name])
+        state = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS if f"{moment}/{name}" in tensors}
+        if state:
+            optimizer.state[weight] = {moment: value.to(weight.device) for moment, value in state.items()}
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Checkpoints, the oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}", path.name))
