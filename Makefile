@@ -1,0 +1,50 @@
+# One command per habit. `make quickstart` and `make test` set up what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# URL of a package index with CPU builds of torch (see README, "A smaller install"); empty: the default index.
+TORCH_INDEX ?=
+PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install quickstart test test-slow test-gpu check format compile clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
+
+install: $(INSTALLED) ## make .venv with everything a laptop needs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ralm needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[cpu,kfp,local,dev]'
+	@touch $@
+
+quickstart: install ## run the whole pipeline on a real Wikipedia slice, then ask it questions
+	$(BIN)/ralm quickstart
+
+test: install ## unit, oracle, contract and graph tests (at most 5 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: install ## long tests: real models, whole dumps, kill and resume
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: install ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: install ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy ralm components pipelines benchmarks
+
+format: install ## apply formatting and safe lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+compile: install ## write pipelines/compiled/*.yaml
+	$(BIN)/ralm pipeline compile
+
+clean: ## remove .venv and caches of tools; the store in RALM_HOME stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
