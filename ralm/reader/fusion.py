@@ -28,6 +28,7 @@ from ralm.reader.prompts import PassageText, format_inputs, format_target
 
 IGNORED_LABEL = -100
 LENGTH_MULTIPLE = 8
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class FusionReader(nn.Module):
         model: the T5, made by `from_pretrained` (a T5 made from its config alone gets a tied output layer).
         tokenizer: its tokenizer.
         config: formats and limits.
+        folder: where they are from; its tokenizer files go along when the reader is saved.
         num_buckets: into how many groups of similar length the passages are sorted for encoding. It changes the time,
             not the result.
     """
@@ -71,9 +73,11 @@ class FusionReader(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         config: ReaderConfig,
         *,
+        folder: Path,
         num_buckets: int = 8,
     ) -> None:
         super().__init__()
+        self._folder = folder
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
@@ -87,7 +91,6 @@ class FusionReader(nn.Module):
         *,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        dropout: float | None = None,
     ) -> Self:
         """Load `config.json`, `model.safetensors` and the tokenizer from a folder; the reader starts in eval mode.
 
@@ -96,20 +99,18 @@ class FusionReader(nn.Module):
             config: formats and limits.
             device: where to compute.
             dtype: number format of the weights.
-            dropout: dropout rate when training; None keeps the one in `config.json`.
 
         Raises:
             ArtifactError: the folder holds no T5 that transformers can load.
         """
-        settings = {} if dropout is None else {"dropout_rate": dropout}
         try:
             model = T5ForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True, **settings
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder}: expected a T5 reader in transformers' layout, found: {error}") from error
-        return cls(model.to(device).eval(), tokenizer, config)
+        return cls(model.to(device).eval(), tokenizer, config, folder=folder)
 
     @property
     def device(self) -> torch.device:
@@ -117,9 +118,11 @@ class FusionReader(nn.Module):
         return self.model.device
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors), `config.json` and tokenizer into a folder."""
+        """Write weights (safetensors) and `config.json`, and copy the tokenizer's files byte for byte."""
         self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        for name in TOKENIZER_FILES:
+            if (self._folder / name).is_file() and self._folder != folder:
+                (folder / name).write_bytes((self._folder / name).read_bytes())
 
     def tokenize_inputs(
         self, questions: Sequence[str], passages: Sequence[Sequence[PassageText]]

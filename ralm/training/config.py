@@ -35,14 +35,14 @@ class TrainingConfig:
     num_passages: int = 10
     """Passages that the reader gets for one question (K)."""
 
-    num_retrieved: int = 10
-    """Passages that are retrieved and scored for one question, at least `num_passages`; the reader learns from the
-    best of them, the retriever from all."""
+    num_retrieved: int | Literal["auto"] = "auto"
+    """Passages that are retrieved and scored for one question, at least `num_passages` (auto: as many): the reader
+    learns from the best of them, the retriever from all."""
 
-    lr_reader: float = 4e-5
+    learning_rate: float = 4e-5
     """Highest learning rate of the reader."""
 
-    lr_retriever: float = 4e-5
+    retriever_learning_rate: float = 4e-5
     """Highest learning rate of the retriever."""
 
     schedule: Schedule = "linear"
@@ -94,16 +94,16 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and contradictions."""
-        for name in ("num_steps", "batch_size", "num_passages", "num_retrieved", "checkpoint_every_steps"):
+        for name in ("num_steps", "batch_size", "num_passages", "checkpoint_every_steps"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("temperature_score", "temperature_gold", "clip_norm"):
             self._check(name, getattr(self, name) > 0, "a positive number")
-        for name in ("lr_reader", "lr_retriever", "weight_decay", "warmup_steps", "seed"):
+        for name in ("learning_rate", "retriever_learning_rate", "weight_decay", "warmup_steps", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("floor_ratio", 0 <= self.floor_ratio <= 1, "0 to 1")
         self._check("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._check(
-            "num_retrieved", self.num_retrieved >= self.num_passages, f"num_passages ({self.num_passages}) or more"
+            "num_retrieved", self.num_scored >= self.num_passages, f"num_passages ({self.num_passages}) or more"
         )
         self._check(
             "closed_book", not self.closed_book or self.mode == "reader_only", "false unless mode is reader_only"
@@ -117,3 +117,8 @@ class TrainingConfig:
     def trains_retriever(self) -> bool:
         """True if an encoder learns."""
         return self.mode != "reader_only"
+
+    @property
+    def num_scored(self) -> int:
+        """Passages that are retrieved for one question."""
+        return self.num_passages if self.num_retrieved == "auto" else self.num_retrieved

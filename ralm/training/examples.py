@@ -4,45 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ralm.errors import DataError
+from ralm.tasks.base import Question
+from ralm.tasks.catalog import task_of
 from ralm.training.config import TargetChoice
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question and the answers to it."""
+    """One question as its task puts it, and the texts that are right for the reader to learn."""
 
-    question_id: str
     question: str
     targets: tuple[str, ...]
-    """The target where the row has one, else all its answers."""
 
 
-def read_examples(rows: Sequence[dict[str, Any]], where: str) -> list[Example]:
-    """Take examples from rows of a `questions` table.
-
-    Args:
-        rows: with `question_id`, `question`, `answers`, `target`.
-        where: file that the rows are from, for messages.
+def make_examples(questions: Sequence[Question]) -> list[Example]:
+    """Examples of question rows, in their order.
 
     Raises:
-        DataError: no rows, or a row has neither target nor answer.
+        DataError: no such task, several tasks, or a row that has nothing to learn.
     """
-    if not rows:
-        raise DataError(f"{where}: no questions to train on, expected at least one")
+    task = task_of(questions)
     examples = []
-    for number, row in enumerate(rows):
-        targets = (row["target"],) if row["target"] else tuple(answer for answer in row["answers"] if answer)
+    for question in questions:
+        targets = tuple(target for target in task.targets(question) if target.strip())
         if not targets:
-            raise DataError(
-                f"{where}: row {number} (question {row['question_id']!r}) has neither target nor answers; "
-                "training needs one of them"
-            )
-        examples.append(Example(question_id=row["question_id"], question=row["question"], targets=targets))
+            raise DataError(f"question {question.question_id!r}: expected an answer to learn, found only empty ones")
+        examples.append(Example(question=task.query(question), targets=targets))
     return examples
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from ralm.objectives.distillation import perplexity_scores
 from ralm.objectives.divergence import distillation_loss, retriever_scores
@@ -78,8 +79,8 @@ class Learner:
         reader_modules = nn.ModuleDict({"reader": reader.model})
         learning = {"question": question_encoder, "passage": passage_encoder} if config.trains_retriever else {}
         encoders = nn.ModuleDict({name: encoder for name, encoder in learning.items() if encoder is not None})
-        for encoder in encoders.values():
-            set_dropout(encoder, config.dropout)
+        for module in (reader.model, *encoders.values()):
+            set_dropout(module, config.dropout)
         if config.gradient_checkpointing:
             reader.model.gradient_checkpointing_enable({"use_reentrant": False})
         groups = {"reader": dict(reader_modules.named_parameters()), "retriever": dict(encoders.named_parameters())}
@@ -87,7 +88,9 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(group.values()), "lr": rate, "highest": rate}
-                for group, rate in zip(groups.values(), (config.lr_reader, config.lr_retriever), strict=True)
+                for group, rate in zip(
+                    groups.values(), (config.learning_rate, config.retriever_learning_rate), strict=True
+                )
                 if group
             ],
             betas=BETAS,
@@ -215,10 +218,12 @@ def encode_passages(encoder: Encoder, passages: Sequence[Sequence[PassageText]])
 
 
 def set_dropout(module: nn.Module, rate: float) -> None:
-    """Set the rate of every dropout layer."""
+    """Set the rate of every dropout layer, and of T5's attention, which keeps its rate as a number."""
     for layer in module.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = rate
+        elif isinstance(layer, T5Attention):
+            layer.dropout = rate
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -64,10 +64,10 @@ def train_model(
         ConfigError: the index has fewer passages than are to be retrieved.
         KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was written.
     """
-    if not config.closed_book and index.num_passages < config.num_retrieved:
+    if not config.closed_book and index.num_passages < config.num_scored:
         raise ConfigError(
-            f"num_retrieved: expected at most the {index.num_passages} passages of the index, "
-            f"found {config.num_retrieved}"
+            f"num_passages, num_retrieved: expected at most the {index.num_passages} passages of the index, "
+            f"found {config.num_scored}"
         )
     start, log = load_checkpoint(checkpoints, weights=learner.weights, optimizer=learner.optimizer)
     if start:
@@ -115,9 +115,9 @@ def make_batch(
         return Batch(questions=questions, targets=targets, passages=[[] for _ in questions], vectors=None)
     with learner.timer.part("search"):
         question_BD = learner.embed_questions(questions).float().cpu().numpy()
-        _, row_BR = index.search(question_BD, config.num_retrieved)
+        _, row_BR = index.search(question_BD, config.num_scored)
         found = passages.get(index.passage_ids[row_BR.reshape(-1)])
-        size = config.num_retrieved
+        size = config.num_scored
         grouped = [found[start : start + size] for start in range(0, len(found), size)]
         is_query_side = config.mode == "query_side"
         vector_BRD = torch.from_numpy(index.vectors(row_BR)).to(learner.reader.device) if is_query_side else None

@@ -130,9 +130,3 @@ def test_output_layer_stays_apart_from_the_embedding_after_saving(reader: Fusion
 def test_a_folder_without_reader_is_an_artifact_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="expected a T5 reader"):
         FusionReader.load(tmp_path, ReaderConfig(), device=torch.device("cpu"))
-
-
-def test_dropout_can_be_set_when_loading(reader_folder: Path) -> None:
-    reader = FusionReader.load(reader_folder, ReaderConfig(), device=torch.device("cpu"), dropout=0.0).train()
-    inputs = reader.tokenize_inputs(QUESTIONS, PASSAGES)
-    assert torch.equal(reader.encode(inputs).state, reader.encode(inputs).state)
