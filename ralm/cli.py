@@ -46,7 +46,7 @@ def run_stage(stage: Stage, argv: Sequence[str] | None = None, *, prog: str | No
         namespace = parser.parse_args(normalise_flags(arguments))
         as_json = namespace.pop("json")
         set_up_logging("DEBUG" if namespace.pop("verbose") else None)
-        manifest = call_tracked(stage, dict(parser.instantiate_classes(namespace)))
+        manifest = call_tracked(stage, dict(parser.instantiate(namespace)))
         if as_json:
             print(json.dumps({**manifest.to_json(), "reused": manifest.reused}, ensure_ascii=False))
         else:
@@ -173,7 +173,7 @@ def parse_config(kind: type[Any], text: str) -> Any:
     parser = _parser(jsonargparse, prog=kind.__name__)
     parser.add_class_arguments(kind, "config")
     parsed = parser.parse_object({"config": plain})
-    return parser.instantiate_classes(parsed).config
+    return parser.instantiate(parsed).config
 
 
 def _parser(module: Any, **options: Any) -> Any:
