@@ -1,0 +1,60 @@
+"""Ordered map over worker processes with a bounded number of items under way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from ralm.errors import DataError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+INLINE_ITEMS = 4
+"""A short input is done in this process: starting others costs more."""
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map`, in other processes; results come in the order of the items, so they do not depend on `workers`.
+
+    Args:
+        function: a module-level function (it is sent to the processes by name).
+        items: read only as fast as results are taken.
+        workers: processes; 1 does everything in this one.
+
+    Raises:
+        DataError: a process died.
+    """
+    items = iter(items)
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    first: list[Item] = []
+    for item in items:
+        first.append(item)
+        if len(first) > INLINE_ITEMS:
+            break
+    if len(first) <= INLINE_ITEMS:
+        yield from map(function, first)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in first)
+        first.clear()
+        while waiting:
+            while len(waiting) < 2 * workers and (item := next(items, None)) is not None:
+                waiting.append(pool.submit(function, item))
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError("a worker process died, perhaps for lack of memory; try fewer workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

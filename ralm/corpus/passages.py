@@ -1,0 +1,253 @@
+"""Sections -> passages of about 100 words, cut where the content says so.
+
+Boundaries are stable: whether a passage ends after a sentence depends only on the sentences near it, so an edit changes
+the passages around it and no other, and a passage keeps its id from dump to dump (`docs/decisions/0004-splitter.md`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ralm.corpus.sentences import count_words, sentence_ends, split_words
+from ralm.errors import ConfigError
+
+TEXT, INFOBOX = "text", "infobox"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text under one heading, to be cut into passages unless it is one already."""
+
+    section: str
+    text: str
+    kind: str = TEXT
+    is_passage: bool = False
+    """Kept as it is: the source came cut into passages."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One page or file."""
+
+    source_id: str
+    """Page id, or the id in the file it came from."""
+    title: str
+    pieces: Sequence[Piece]
+    page_id: int | None = None
+    revision_id: int | None = None
+    first_position: int = 0
+    """Position of its first passage within the page, where a page comes in several documents."""
+
+
+@dataclass
+class PassageColumns:
+    """Columns of `passages/1` under construction."""
+
+    columns: dict[str, list] = field(
+        default_factory=lambda: {
+            name: []
+            for name in (
+                "passage_id source_id page_id revision_id title section text kind position content_hash".split()
+            )
+        }
+    )
+
+    def append(self, **values: object) -> None:
+        """Add one row; all columns must be given."""
+        for name, column in self.columns.items():
+            column.append(values[name])
+
+
+@dataclass(frozen=True)
+class SplitLimits:
+    """Words in a passage.
+
+    A boundary keeps `min_words` of distance to the next; that makes about twice as many words the mean.
+    """
+
+    target_words: int = 100
+
+    def __post_init__(self) -> None:
+        if self.target_words < 8:
+            raise ConfigError(f"passage_words: expected at least 8, found {self.target_words}")
+
+    @property
+    def min_words(self) -> int:
+        """Between two boundaries inside a section; only a whole section may be shorter."""
+        return self.target_words // 2
+
+    @property
+    def max_words(self) -> int:
+        """No passage is longer."""
+        return self.target_words * 3 // 2
+
+
+def split_text(text: str, limits: SplitLimits) -> list[str]:
+    """Cut the text of one section into passages.
+
+    1. Units are sentences; one longer than the maximum is cut at words.
+    2. The end of a unit gets a rank: a hash of the unit's text. It is a boundary if its rank is the highest within
+       `min_words` to either side, and if it is that far from the section's ends.
+    3. A stretch between two boundaries that is longer than the maximum is cut again at its highest rank that leaves
+       `min_words` on both sides (else nearest to its middle), until every part fits.
+
+    Steps 2 and 3 look at no more than the neighbouring boundaries, so an edit cannot reach further. In text that
+    repeats one sentence many times no boundary is special; there only the limits hold.
+    """
+    ends = list(_unit_ends(text, limits))
+    words = [0]
+    start = 0
+    for end in ends:
+        words.append(words[-1] + count_words(text[start:end]))
+        start = end
+    if not ends or words[-1] <= limits.max_words:
+        return [text.strip()] if text.strip() else []
+    ranks = [0] + [_rank(text[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    cuts = [0, *_local_maxima(words, ranks, limits.min_words), len(ends)]
+    passages = []
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        for begin, end in _fit(words, ranks, first, last, limits):
+            passages.append(text[(ends[begin - 1] if begin else 0) : ends[end - 1]].strip())
+    return passages
+
+
+def _unit_ends(text: str, limits: SplitLimits) -> Iterator[int]:
+    start = 0
+    for end in sentence_ends(text):
+        if count_words(text[start:end]) > limits.max_words:
+            yield from (start + cut for cut in split_words(text[start:end], limits.target_words))
+        else:
+            yield end
+        start = end
+
+
+def _rank(unit: str) -> int:
+    """A number that looks random and depends on the words of a unit only."""
+    return int.from_bytes(hashlib.blake2b(" ".join(unit.split()).encode(), digest_size=8).digest(), "big")
+
+
+def _local_maxima(words: Sequence[int], ranks: Sequence[int], distance: int) -> Iterator[int]:
+    """Boundaries i (after unit i) whose rank is the highest within `distance` words; of equals the first.
+
+    Args:
+        words: words before boundary i.
+        ranks: rank of boundary i.
+        distance: words to look at on either side; also kept free at both ends.
+    """
+    first = bisect_left(words, distance)
+    last = bisect_left(words, words[-1] - distance + 1)
+    for place in range(first, last):
+        rank, here = ranks[place], words[place]
+        left = place - 1
+        while left >= first and here - words[left] < distance and ranks[left] < rank:
+            left -= 1
+        if left >= first and here - words[left] < distance:
+            continue
+        right = place + 1
+        while right < last and words[right] - here < distance and ranks[right] <= rank:
+            right += 1
+        if right >= last or words[right] - here >= distance:
+            yield place
+
+
+def _fit(
+    words: Sequence[int], ranks: Sequence[int], first: int, last: int, limits: SplitLimits
+) -> Iterator[tuple[int, int]]:
+    """Cut the stretch between boundaries `first` and `last` until each part is short enough."""
+    waiting = [(first, last)]
+    while waiting:
+        begin, end = waiting.pop()
+        if words[end] - words[begin] <= limits.max_words or end - begin == 1:
+            yield begin, end
+            continue
+        middle = (words[begin] + words[end]) / 2
+        inside = range(begin + 1, end)
+        far = [
+            place
+            for place in inside
+            if min(words[place] - words[begin], words[end] - words[place]) >= limits.min_words
+        ]
+        cut = (
+            max(far, key=lambda place: (ranks[place], -place))
+            if far
+            else min(inside, key=lambda place: (abs(words[place] - middle), place))
+        )
+        waiting += [(cut, end), (begin, cut)]
+
+
+def split_infobox(text: str, limits: SplitLimits) -> list[str]:
+    """Cut `field: value` lines into passages of whole lines, at most `max_words` long."""
+    parts: list[str] = []
+    size = 0
+    for line in text.split("\n"):
+        words = count_words(line)
+        if words > limits.max_words:
+            parts += split_text(line, limits)
+            size = limits.max_words
+        elif parts and size + words <= limits.target_words:
+            parts[-1] += "\n" + line
+            size += words
+        else:
+            parts.append(line)
+            size = words
+    return parts
+
+
+def passage_id(source_id: str, section: str, text: str, occurrence: int) -> int:
+    """The id of a passage: the first 63 bits of a sha256.
+
+    The hashed bytes are `source_id`, `section` and `text`, each as its UTF-8 bytes preceded by their number as 8 bytes,
+    then `occurrence` as 8 bytes; numbers are unsigned and big-endian. The id is the digest's first 8 bytes, big-endian,
+    shifted right by one bit, so it is never negative.
+
+    Args:
+        source_id: page id, or the id in the file.
+        section: heading path.
+        text: the passage.
+        occurrence: how many equal passages (same three values) came before it.
+    """
+    encoded = [value.encode() for value in (source_id, section, text)]
+    message = b"".join(len(value).to_bytes(8, "big") + value for value in encoded) + occurrence.to_bytes(8, "big")
+    return int.from_bytes(hashlib.sha256(message).digest()[:8], "big") >> 1
+
+
+def content_hash(title: str, section: str, text: str) -> str:
+    """Hex sha256 of everything of a passage that is shown to a model, in the encoding of `passage_id`."""
+    encoded = [value.encode() for value in (title, section, text)]
+    return hashlib.sha256(b"".join(len(value).to_bytes(8, "big") + value for value in encoded)).hexdigest()
+
+
+def cut_documents(documents: Iterable[Document], limits: SplitLimits) -> PassageColumns:
+    """Passages of documents, as columns of `passages/1` in document order."""
+    rows = PassageColumns()
+    for document in documents:
+        seen: Counter[tuple[str, str]] = Counter()
+        position = document.first_position
+        for piece in document.pieces:
+            for text in _cut_piece(piece, limits):
+                key = (piece.section, text)
+                rows.append(
+                    passage_id=passage_id(document.source_id, piece.section, text, seen[key]),
+                    source_id=document.source_id,
+                    page_id=document.page_id,
+                    revision_id=document.revision_id,
+                    title=document.title,
+                    section=piece.section,
+                    text=text,
+                    kind=piece.kind,
+                    position=position,
+                    content_hash=content_hash(document.title, piece.section, text),
+                )
+                seen[key] += 1
+                position += 1
+    return rows
+
+
+def _cut_piece(piece: Piece, limits: SplitLimits) -> list[str]:
+    if piece.is_passage:
+        return [piece.text]
+    return split_infobox(piece.text, limits) if piece.kind == INFOBOX else split_text(piece.text, limits)

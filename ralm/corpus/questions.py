@@ -1,0 +1,159 @@
+"""Question files in the format of Atlas' `qa` task -> the `questions` artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ralm.artifacts.files import is_folder
+from ralm.artifacts.schemas import QUESTIONS
+from ralm.artifacts.tables import TableWriter
+from ralm.corpus.passages import passage_id
+from ralm.corpus.records import read_json_lines, string_field
+from ralm.errors import ConfigError, DataError
+from ralm.sources import fetch_file, fetch_tree
+
+SPLITS = ("train", "dev", "test")
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.zst")
+_KNOWN = frozenset(
+    "question_id id _id task question answers answer target options label source_id positive_ids positive_titles passages "
+    "date metadata".split()
+)
+
+
+def find_question_files(source: str, split: str) -> dict[str, Path]:
+    """The file of each split: those of a folder, or a single file.
+
+    Args:
+        source: folder or URL (ending in `/`) with `train.jsonl`, `dev.jsonl`, `test.jsonl` (any of them), or one file.
+        split: of a single file; `auto` takes it from the name, else `test`.
+
+    Raises:
+        ConfigError: a split is given for a folder.
+        DataError: no question file there.
+    """
+    if not (source.endswith("/") or ("://" not in source and ":" not in source and is_folder(source))):
+        name = source.rpartition("/")[2].lower()
+        named = [known for known in SPLITS if known in name]
+        return {(named[0] if named else "test") if split == "auto" else split: fetch_file(source)}
+    if split != "auto":
+        raise ConfigError(f"split: {source} is a folder, whose file names tell the splits; found split {split!r}")
+    folder = fetch_tree(source)
+    files = {}
+    for known in SPLITS:
+        found = [folder / (known + suffix) for suffix in _SUFFIXES if (folder / (known + suffix)).is_file()]
+        if len(found) > 1:
+            raise DataError(f"{source}: two files for the split {known}: {[path.name for path in found]}")
+        if found:
+            files[known] = found[0]
+    if not files:
+        raise DataError(f"{source}: expected train.jsonl, dev.jsonl or test.jsonl, found none of them")
+    return files
+
+
+def write_questions(folder: Path, files: Mapping[str, Path]) -> tuple[dict[str, int], Counter[str]]:
+    """Write `train.parquet`, `dev.parquet`, `test.parquet`, as far as there are files.
+
+    Returns:
+        Rows of each file, and the number of questions by split.
+
+    Raises:
+        DataError: a broken line, a missing field, a wrong type, an id used twice, or no question at all.
+    """
+    rows: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    for split, path in files.items():
+        seen: dict[str, int] = {}
+        with TableWriter(folder / f"{split}.parquet", QUESTIONS) as writer:
+            for number, row in read_json_lines(path):
+                question = read_question(row, f"{path} line {number}")
+                first = seen.setdefault(question["question_id"], number)
+                if first != number:
+                    raise DataError(
+                        f"{path} line {number}: question_id {question['question_id']!r} is that of line {first}"
+                    )
+                writer.write([question])
+        if not writer.num_rows:
+            raise DataError(f"{path}: no questions in it")
+        rows[f"{split}.parquet"] = counts[f"{split}_questions"] = writer.num_rows
+    counts["questions"] = sum(rows.values())
+    return rows, counts
+
+
+def read_question(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """One row of `questions/1` from one JSON object; unknown fields go to `metadata`.
+
+    Args:
+        row: `question` with `answers`, `answer` or `target`, and anything else of the table.
+        place: file and line, for messages.
+
+    Raises:
+        DataError: a field is missing or of the wrong type.
+    """
+    question = string_field(row, ("question",), place)
+    target = string_field(row, ("target",), place, default="") or None
+    answers = _strings(row, "answers" if row.get("answers") is not None else "answer", place)
+    if not answers and target is None:
+        raise DataError(f"{place}: missing field 'answers' (or 'target'); found {sorted(row)}")
+    extra = {name: value for name, value in row.items() if name not in _KNOWN}
+    metadata = row.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise DataError(f"{place}: field 'metadata': expected an object, found {type(metadata).__name__}")
+    digest = hashlib.sha256(json.dumps([question, answers, target], ensure_ascii=False).encode()).hexdigest()
+    return {
+        "question_id": string_field(row, ("question_id", "id", "_id"), place, default=digest[:16]),
+        "task": string_field(row, ("task",), place, default="qa"),
+        "question": question,
+        "answers": answers or [target],
+        "target": target,
+        "options": _strings(row, "options", place),
+        "label": string_field(row, ("label",), place, default="") or None,
+        "source_id": string_field(row, ("source_id",), place, default="") or None,
+        "positive_ids": _ids(row, place),
+        "positive_titles": _strings(row, "positive_titles", place),
+        "passages": [_file_passage(item, place) for item in _list(row, "passages", place)],
+        "date": string_field(row, ("date",), place, default="") or None,
+        "metadata": json.dumps({**extra, **metadata}, ensure_ascii=False, sort_keys=True),
+    }
+
+
+def _list(row: Mapping[str, Any], name: str, place: str) -> list[Any]:
+    value = row.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"{place}: field {name!r}: expected a list, found {type(value).__name__}")
+    return value
+
+
+def _strings(row: Mapping[str, Any], name: str, place: str) -> list[str]:
+    if isinstance(row.get(name), str):
+        return [row[name]]
+    values = _list(row, name, place)
+    for value in values:
+        if not isinstance(value, str):
+            raise DataError(f"{place}: field {name!r}: expected a list of text, found {type(value).__name__} in it")
+    return values
+
+
+def _ids(row: Mapping[str, Any], place: str) -> list[int]:
+    """Passage ids, which JSON carries as text."""
+    try:
+        return [int(value) for value in _list(row, "positive_ids", place)]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{place}: field 'positive_ids': expected passage ids: {error}") from error
+
+
+def _file_passage(item: Any, place: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise DataError(f"{place}: field 'passages': expected objects, found {type(item).__name__}")
+    title, section = (string_field(item, (name,), place, default="") for name in ("title", "section"))
+    text = string_field(item, ("text",), place)
+    source_id = string_field(item, ("passage_id", "id"), place, default=title)
+    known = source_id.isdecimal() and "passage_id" in item
+    number = int(source_id) if known else passage_id(source_id, section, text, 0)
+    return {"passage_id": number, "title": title, "section": section, "text": text}

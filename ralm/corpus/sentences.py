@@ -1,0 +1,98 @@
+"""Sentence ends by Unicode rules, and words counted in scripts with and without spaces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_END = re.compile(
+    r"\n+"
+    r"|[.!?…‽][.!?…\"'”’»)\]]*(?=\s)"
+    r"|[。！？｡．][。！？」』”’）】》\"']*"
+    r"|[।॥۔؟።፧።၊။៕᠃᠉⸮܀܁܂՜՞։߹꓿꘎꘏꛳꛷]+[\"'”’»)\]]*"
+)
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof rev hon st sr jr gen col maj capt lt sgt gov sen rep pres fr vs ca cf e.g i.e al ed eds vol no nr "
+    "fig pp p op cit approx dept est inc ltd co corp bros jan feb mar apr jun jul aug sep sept oct nov dec mt ft ave blvd "
+    "c fl b d r lit trans var subsp ssp sp spp hr frau bzw z.b d.h u.a usw bd str tel mme mlle m av p.ex sra srta ud "
+    "uds dña д г гг др им св т.е т.д т.п".split()
+)
+_LAST_WORD = re.compile(r"[^\s(\[\"'“‘«]*$")
+_INITIAL = re.compile(r"[^\W\d_](?:\.[^\W\d_])*")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Thai, Lao, Burmese, Khmer, kana and Han: written without spaces between words."""
+CHARACTERS_PER_WORD = 2
+"""Rule of thumb for those scripts."""
+
+
+def sentence_ends(text: str) -> Iterator[int]:
+    """Offsets just after each sentence, the end of the text included. A line end is always one.
+
+    A full stop ends no sentence after an abbreviation or an initial, inside a number, or before a small letter.
+
+    >>> text = "J. R. R. Tolkien paid 3.50 to Dr. Smith, i.e. all. Then he left."
+    >>> [text[:end] for end in sentence_ends(text)][0]
+    'J. R. R. Tolkien paid 3.50 to Dr. Smith, i.e. all.'
+    """
+    last = 0
+    for match in _END.finditer(text):
+        if match[0][0] == "." and not _stop_ends(text, match.start(), match.end()):
+            continue
+        if match[0][0] in "!?…‽" and not _starts_sentence(text, match.end()):
+            continue
+        if text[last : match.end()].strip():
+            last = match.end()
+            yield last
+    if text[last:].strip():
+        yield len(text)
+
+
+def _starts_sentence(text: str, end: int) -> bool:
+    following = text[end : end + 8].lstrip()[:1]
+    return not following.islower()
+
+
+def _stop_ends(text: str, start: int, end: int) -> bool:
+    if not _starts_sentence(text, end):
+        return False
+    if "\n" in text[end : end + 2] or end - start > 2:
+        return True
+    word = _LAST_WORD.search(text, max(0, start - 24), start)
+    last = word[0] if word else ""
+    if last.lower() in _ABBREVIATIONS:
+        return False
+    return not (_INITIAL.fullmatch(last) and last[0].isupper())
+
+
+def count_words(text: str) -> int:
+    """Words separated by white space; in scripts without spaces two characters count as one.
+
+    >>> count_words("two words"), count_words("東京都です")
+    (2, 3)
+    """
+    words = len(text.split())
+    if text.isascii() or not (unspaced := len(_UNSPACED.findall(text))):
+        return words
+    return words + unspaced // CHARACTERS_PER_WORD
+
+
+def split_words(text: str, limit: int) -> Iterator[int]:
+    """Offsets that cut a sentence into pieces of at most `limit` words, the end of the text included.
+
+    Cuts fall on white space, or between two characters of a script without spaces.
+    """
+    start, words, unspaced, last = 0, 0, 0, 0
+    for match in _WORD.finditer(text):
+        is_unspaced = bool(_UNSPACED.match(match[0]))
+        more_words, more_unspaced = words + (not is_unspaced), unspaced + is_unspaced
+        # each unspaced run may also count as one word of its own, hence the + 1
+        if more_words + more_unspaced // CHARACTERS_PER_WORD + (1 if more_unspaced else 0) > limit and last > start:
+            yield last
+            start, more_words, more_unspaced = last, int(not is_unspaced), int(is_unspaced)
+        words, unspaced, last = more_words, more_unspaced, match.end()
+    yield len(text)
+
+
+_WORD = re.compile(f"{_UNSPACED.pattern}|(?:(?!{_UNSPACED.pattern})\\S)+")

@@ -1,0 +1,181 @@
+"""Templates that carry content: infoboxes, and those that only dress up their arguments (`{{lang|fr|...}}`).
+
+Nothing here knows what a wiki's templates do; all others leave no text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+_PIPE = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\n\|\}|\|")
+_NAME = re.compile(r"\s*([^|{}\[\]\n=]*)")
+_FIELD = re.compile(r"\n[ \t]*\|[ \t]*([^|={}\[\]\n]+?)[ \t]*=[ \t]*(?=\S)")
+_PLAIN_FIELD = re.compile(r"[^\W\d_][^|={}\[\]\n]*")
+_MEASURES = frozenset({"convert", "cvt", "convinfobox"})
+_DATES = re.compile(r"(?:birth|death|start|end|release|film|dob|date|bda|founded)[ _-]?(?:date|and|year|-|$).*|.*\bdate\b.*")
+_LISTS = frozenset(
+    "ubl unbulleted list|plainlist|plain list|flatlist|hlist|bulleted list|unbulleted list|ubl|indented plainlist|csv|"
+    "comma separated entries|cslist".split("|")
+)
+_DROPPED = re.compile(
+    r"(?:cite|citation|efn|refn|sfn|harv|r$|rp$|notetag|note|ref|dead link|fact|cn$|clarify|when$|who$|which$|see|audio|"
+    r"ipa|pron|coord|decrease|increase|steady|small-caps|flagicon|flag icon|nbsp|spaces|dagger|void|won|nom$|#|"
+    r"infobox|image|file|birth-date|update|navbar|edit|legend|color box|cl$|reflist|webarchive|isbn|doi|main)"
+)
+INLINE_MEASURE_UNITS = 2
+_WORDS = {
+    "ndash": "–",
+    "en dash": "–",
+    "spaced ndash": " – ",
+    "snd": " – ",
+    "spnd": " – ",
+    "mdash": "—",
+    "em dash": "—",
+    "spaced mdash": " — ",
+    "nbsp": " ",
+    "spaces": " ",
+    "'": "'",
+    "'s": "'s",
+    "-": "",
+    "·": "·",
+    "•": "•",
+    "dot": "·",
+    "!": "",
+    "=": "=",
+}
+_FIRST = frozenset(
+    "nowrap nobr small big smaller larger nobold bold strong em abbr sic tooltip frac angbr vanchor visible anchor "
+    "formatnum:  lc: uc: ucfirst: keypress key as written not a typo linktext no italic noitalic math mvar val".split()
+) | {"visible anchor", "as written", "not a typo", "no italic"}
+"""Templates that show their first argument."""
+_SECOND = frozenset({"lang", "transl", "transliteration", "wikt-lang", "wt", "font", "color", "lang-la", "ill-lang"})
+"""Templates that show their second argument (the first is a language or a colour)."""
+
+
+def template_text(raw: str, clean: Callable[[str], str] | None = None) -> str:
+    """The text that an inline template leaves in a sentence, empty for most.
+
+    Args:
+        raw: the template's source without its braces.
+        clean: turns an argument's wikitext into text; None if there is no markup in it.
+
+    >>> template_text("convert|11|km|mi"), template_text("lang|fr|Tour Eiffel"), template_text("cite web|url=x")
+    ('11 km', 'Tour Eiffel', '')
+    """
+    name = _template_name(raw)
+    if name in _WORDS:
+        return _WORDS[name]
+    if name in _MEASURES:
+        return _measure(_positional(raw))
+    if name.startswith("formatnum:"):
+        return raw.partition(":")[2].strip()
+    place = 0 if name in _FIRST else 1 if name in _SECOND else -1
+    if place < 0:
+        return ""
+    values = _positional(raw)
+    if len(values) <= place:
+        return ""
+    return clean(values[place]) if clean else values[place]
+
+
+def is_infobox(raw: str, *, in_lead: bool) -> bool:
+    """True for a template that lists facts about the subject, whatever the language calls it.
+
+    By name (`infobox`, `taxobox`), or by shape: in the lead, with at least four named fields, each on its own line.
+    """
+    name = _template_name(raw)
+    if "infobox" in name or "taxobox" in name:
+        return True
+    if not in_lead or _DROPPED.match(name):
+        return False
+    fields = {match[1] for match in _FIELD.finditer(raw) if _PLAIN_FIELD.fullmatch(match[1])}
+    return len(fields) >= 4
+
+
+def infobox_fields(raw: str) -> Iterator[tuple[str, str]]:
+    """Named fields of an infobox with the wikitext of their values; templates in values are replaced by arguments."""
+    for argument in split_arguments(raw)[1:]:
+        name, equals, value = argument.partition("=")
+        name = " ".join(name.replace("_", " ").split())
+        if equals and name and value.strip() and "[" not in name and "{" not in name:
+            yield name, expand_arguments(value)
+
+
+def expand_arguments(value: str) -> str:
+    """Replace each template in an infobox value by its positional arguments, innermost first.
+
+    >>> expand_arguments("{{birth date and age|1879|3|14|df=y}} in {{nowrap|[[Ulm]]}}")
+    '1879-3-14 in [[Ulm]]'
+    """
+    for _ in range(8):  # deeper nesting is dropped by the scanner
+        value, changed = _INNERMOST.subn(lambda match: _shown_arguments(match[1]), value)
+        if not changed:
+            break
+    return value
+
+
+_INNERMOST = re.compile(r"\{\{([^{}]*)\}\}")
+
+
+def _shown_arguments(raw: str) -> str:
+    name = _template_name(raw)
+    if name in _WORDS or name in _MEASURES or name in _FIRST or name in _SECOND:
+        return template_text(raw)
+    if _DROPPED.match(name):
+        return ""
+    values = [value.strip() for value in _positional(raw) if value.strip()]
+    if _DATES.fullmatch(name) and (numbers := [value for value in values if value.isdecimal()]):
+        return "-".join(numbers[:3])
+    return ", ".join(values)
+
+
+def _measure(values: list[str]) -> str:
+    """`{{convert|11|km|mi}}` as `11 km`, `{{convert|5|to|7|m}}` as `5 to 7 m`."""
+    words = [value.strip() for value in values]
+    kept: list[str] = []
+    for word in words:
+        kept.append(word)
+        if kept[0] and not re.fullmatch(r"[-−+±]?[\d,.]+(?:/\d+)?|to|and|or|by|x|-|–|to\(-\)|\(-\)", word):
+            break
+    return " ".join(kept)
+
+
+def _template_name(raw: str) -> str:
+    match = _NAME.match(raw)
+    return match[1].strip().replace("_", " ").lower() if match else ""
+
+
+def _positional(raw: str) -> list[str]:
+    """Positional arguments, also those written `1=...`."""
+    values = []
+    for argument in split_arguments(raw)[1:]:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            values.append(argument)
+        elif name.strip().isdecimal():
+            values.append(value)
+    return values
+
+
+def split_arguments(raw: str) -> list[str]:
+    """Split a template's source at its own pipes, not at those of links, templates and tables in it.
+
+    >>> split_arguments("Infobox|name=[[A|B]]|x={{y|z}}")
+    ['Infobox', 'name=[[A|B]]', 'x={{y|z}}']
+    """
+    if "[[" not in raw and "{{" not in raw and "{|" not in raw:
+        return raw.split("|")
+    parts, depth, start = [], 0, 0
+    for match in _PIPE.finditer(raw):
+        token = match[0]
+        if token == "|":
+            if depth == 0:
+                parts.append(raw[start : match.start()])
+                start = match.end()
+        elif token in ("[[", "{{", "{|"):
+            depth += 1
+        else:
+            depth = max(depth - 1, 0)
+    parts.append(raw[start:])
+    return parts
