@@ -111,22 +111,39 @@ def model_details(folder: Path) -> dict[str, Any]:
     retriever, tied = read_retriever_config(folder)
     passage = folder / "retriever" / "passage"
     question = passage if tied else folder / "retriever" / "question"
-    dimensions = {half.name: _read_plain(half / "config.json").get("hidden_size") for half in (passage, question)}
+    dimensions = {
+        half.name: int(_read_plain(half / "config.json").get("hidden_size", 0)) for half in (passage, question)
+    }
     if len(set(dimensions.values())) != 1:
         raise ArtifactError(f"{folder}: the halves of the retriever have vectors of different length: {dimensions}")
     fingerprints = {
         "question_encoder": _half_fingerprint(
             question, retriever, retriever.question_format, retriever.max_question_tokens
         ),
-        "passage_encoder": _half_fingerprint(passage, retriever, retriever.passage_format, retriever.max_passage_tokens),
+        "passage_encoder": _half_fingerprint(
+            passage, retriever, retriever.passage_format, retriever.max_passage_tokens
+        ),
         "reader": _part_fingerprint(folder / "reader", _read_plain(folder / _READER)),
     }
-    return {"fingerprints": fingerprints, "tied": tied, "dimension": int(dimensions["passage"])}
+    return {"fingerprints": fingerprints, "tied": tied, "dimension": dimensions["passage"]}
 
 
-def _half_fingerprint(folder: Path, config: RetrieverConfig, text_format: str, max_tokens: int) -> str:
-    settings = {"pooling": config.pooling, "normalize": config.normalize, "format": text_format, "max_tokens": max_tokens}
-    return _part_fingerprint(folder, settings)
+def _question_settings(config: RetrieverConfig) -> dict[str, Any]:
+    return {
+        "pooling": config.pooling,
+        "normalize": config.normalize,
+        "format": config.question_format,
+        "max_tokens": config.max_question_tokens,
+    }
+
+
+def _passage_settings(config: RetrieverConfig) -> dict[str, Any]:
+    return {
+        "pooling": config.pooling,
+        "normalize": config.normalize,
+        "format": config.passage_format,
+        "max_tokens": config.max_passage_tokens,
+    }
 
 
 def _part_fingerprint(folder: Path, settings: dict[str, Any]) -> str:

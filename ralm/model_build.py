@@ -12,19 +12,21 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from ralm.artifacts.files import Location, read_json
+from ralm.artifacts.files import Location, join, read_json
 from ralm.artifacts.manifest import Manifest
 from ralm.artifacts.store import Contents, produce
 from ralm.errors import ArtifactError, ConfigError, DataError
 from ralm.model import TOKENIZER, model_details, write_reader_config, write_retriever_config
 from ralm.model_config import ModelConfig
 from ralm.onnx_reader import convert_onnx_reader, is_onnx_reader
+from ralm.quiet import quiet_transformers
 from ralm.retriever.config import Pooling, RetrieverConfig, RetrieverSettings
-from ralm.retriever.encoder import load_encoder_model
+from ralm.retriever.encoder import load_encoder_model, max_encoder_tokens
 from ralm.sources import bundle_parts, fetch_tree, source_digest
 
 logger = logging.getLogger(__name__)
 BUILD_VERSION = 1
+ROLES = ("retriever", "reader")
 _READER_TYPES = ("t5", "mt5")
 _T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -42,7 +44,8 @@ def build_model(
 
     Args:
         model: folder that receives the artifact.
-        source: a bundle of both (`asset:quickstart`); `retriever` and `reader` replace its parts.
+        source: a bundle of both (`asset:quickstart`), or a place with `retriever/` and `reader/` below it; the next two
+            replace its parts.
         retriever: source of the encoder, a folder in transformers or sentence-transformers layout.
         reader: source of a T5, a folder in transformers layout or an int8 ONNX export.
         config: formats, lengths, pooling.
@@ -53,9 +56,7 @@ def build_model(
         ArtifactError: a part has another architecture than its role needs.
     """
     config = config or ModelConfig()
-    parts = bundle_parts(source) if source else {}
-    if source and not parts:
-        raise ConfigError(f"source: {source} is no bundle of a retriever and a reader; name --retriever and --reader")
+    parts = bundle_parts(source) or ({role: join(source, role) for role in ROLES} if source else {})
     sources = {"retriever": retriever or parts.get("retriever", ""), "reader": reader or parts.get("reader", "")}
     for role, name in sources.items():
         if not name:
@@ -88,17 +89,20 @@ def _build(folder: Path, sources: dict[str, str], config: ModelConfig) -> Conten
 def resolve_retriever(tree: Path, settings: RetrieverSettings) -> RetrieverConfig:
     """Fill in what is `auto` from sentence-transformers' files; without them as Contriever: mean, not normalised.
 
+    Lengths are cut to what the encoder has positions for.
+
     Raises:
         ArtifactError: the files name a pooling that is not supported.
     """
     pooling, normalize = _sentence_transformers_pooling(tree)
+    longest = max_encoder_tokens(AutoConfig.from_pretrained(tree))
     return RetrieverConfig(
         pooling=pooling if settings.pooling == "auto" else settings.pooling,
         normalize=normalize if settings.normalize == "auto" else settings.normalize == "yes",
         passage_format=settings.passage_format,
         question_format=settings.question_format,
-        max_passage_tokens=settings.max_passage_tokens,
-        max_question_tokens=settings.max_question_tokens,
+        max_passage_tokens=min(settings.max_passage_tokens, longest),
+        max_question_tokens=min(settings.max_question_tokens, longest),
     )
 
 
@@ -129,12 +133,15 @@ def _save_encoder(tree: Path, folder: Path) -> None:
 
 
 def _save_reader(tree: Path, folder: Path) -> None:
+    quiet_transformers()
     if is_onnx_reader(tree):
         convert_onnx_reader(tree, folder)
         _save_tokenizer(tree, folder, _T5_TOKENS)
         return
     if not (tree / "config.json").is_file():
-        raise ArtifactError(f"{tree}: neither a T5 in transformers layout (config.json) nor encoder.onnx and decoder.onnx")
+        raise ArtifactError(
+            f"{tree}: neither a T5 in transformers layout (config.json) nor encoder.onnx and decoder.onnx"
+        )
     try:
         config = AutoConfig.from_pretrained(tree)
         if config.model_type not in _READER_TYPES:

@@ -58,7 +58,9 @@ def convert_onnx_reader(folder: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     weights = {name: torch.from_numpy(np.ascontiguousarray(tensors[name])) for name in sorted(tensors)}
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    write_json(target / "config.json", {**config.to_diff_dict(), "architectures": ["T5ForConditionalGeneration"]})
+    # transformers' T5Config says "tied" whatever it was made with; the file tells how the weights are stored
+    stored = {"architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": "lm_head.weight" not in tensors}
+    write_json(target / "config.json", {**config.to_diff_dict(), **stored})
     logger.info("converted %d tensors of an int8 ONNX reader to safetensors", len(weights))
 
 
@@ -130,7 +132,7 @@ def _parameter_name(exported: str) -> str:
 
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> T5Config:
-    """The architecture that a set of T5 parameters has; head width 64, as in every published T5.
+    """The architecture that a set of T5 parameters has.
 
     Raises:
         ArtifactError: a parameter that tells a size is missing.
@@ -142,7 +144,7 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> T5Config:
         buckets, heads = tensors["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape
     except KeyError as error:
         raise ArtifactError(f"the graphs hold no gated T5: there is no {error}") from error
-    return T5Config(
+    settings: dict[str, Any] = dict(
         vocab_size=vocabulary,
         d_model=d_model,
         d_kv=d_inner // heads,
@@ -157,6 +159,7 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> T5Config:
         pad_token_id=0,
         eos_token_id=1,
     )
+    return T5Config(**settings)
 
 
 def _num_blocks(tensors: Mapping[str, Any], half: str) -> int:
@@ -168,5 +171,4 @@ def _stored_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Parameters that a checkpoint of this architecture stores, with their shapes (aliases of `shared` left out)."""
     with torch.device("meta"):
         model = T5ForConditionalGeneration(config)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in _EMBEDDINGS}
-    return shapes
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in _EMBEDDINGS}

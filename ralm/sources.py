@@ -18,7 +18,16 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from ralm.artifacts.files import cache_folder, encode_json, file_system, is_remote, local_path, read_json, sha256_file, write_json
+from ralm.artifacts.files import (
+    cache_folder,
+    encode_json,
+    file_system,
+    is_remote,
+    local_path,
+    read_json,
+    sha256_file,
+    write_json,
+)
 from ralm.errors import ConfigError, DataError
 from ralm.fetch import assets, http, hub, pypi
 from ralm.fetch.lock import only_fetcher
@@ -85,8 +94,8 @@ def bundle_parts(source: str) -> Mapping[str, str]:
 def source_digest(source: str) -> str:
     """Identity of a source's content (64 hex digits), for store keys; fetches as little as possible.
 
-    Local files are hashed. A pinned source (asset, package version, hub commit) is known by its pin, any other URL by what
-    its server says of it (ETag or date, size).
+    Local files are hashed. A pinned source (asset, package version, hub commit) is known by its pin, any other
+    URL by what its server says of it (ETag or date, size).
 
     Raises:
         ConfigError: the source is not well formed.
@@ -129,7 +138,7 @@ def _url_identity(url: str) -> str:
     note = cache_folder("downloads") / "identities" / f"{_digest(url)[:32]}.json"
     try:
         identity = http.remote_state(url).identity
-    except http.Unreachable as error:
+    except http.UnreachableError as error:
         if not note.is_file():
             raise DataError(str(error)) from error
         logger.warning("%s; using the version fetched before", error)

@@ -1,4 +1,4 @@
-"""The assets the project itself names (`ralm/assets.yaml`): where they are, under which licence, and their checksums."""
+"""The assets that the project names itself (`ralm/assets.yaml`): source, licence and checksums."""
 
 from __future__ import annotations
 

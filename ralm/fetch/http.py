@@ -1,7 +1,8 @@
 """Resumable download of one remote file: HTTP with ranges, or any other fsspec URL.
 
-A download grows as `NAME.part` with a note of what it is a part of (`NAME.part.json`), and gets its own name when it is
-whole and its checksum is right. A dropped connection is tried again from where it broke; a killed process goes on later.
+A download grows as `NAME.part` with a note of what it is a part of (`NAME.part.json`), and gets its own name when it
+is whole and its checksum is right. A dropped connection is tried again from where it broke; a killed process goes on
+later.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ class RemoteState:
         return f"{self.validator}/{self.size}"
 
 
-class Unreachable(RalmError):
+class UnreachableError(RalmError):
     """The server could not be reached."""
 
 
-class _Dropped(Exception):
+class _DroppedError(Exception):
     """The connection ended early; what came so far is kept."""
 
 
@@ -62,7 +63,7 @@ def remote_state(url: str) -> RemoteState:
 
     Raises:
         DataError: there is no such file.
-        Unreachable: no answer from the server.
+        UnreachableError: no answer from the server.
     """
     if not _is_http(url):
         return _file_system_state(url)
@@ -76,12 +77,12 @@ def remote_state(url: str) -> RemoteState:
                 return RemoteState(size=None, validator="")
             if error.code not in _TRY_AGAIN:
                 raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
-            cause: Exception = error
+            reason = f"{error.code} {error.reason}"
         except _DROPPED as error:
-            cause = error
+            reason = str(getattr(error, "reason", error))
         if attempt < 2:
             time.sleep(FIRST_WAIT_S * 2**attempt)
-    raise Unreachable(f"{url}: no answer from the server: {getattr(cause, 'reason', cause)}") from cause
+    raise UnreachableError(f"{url}: no answer from the server: {reason}")
 
 
 def download(url: str, target: Path, *, digests: Mapping[str, str], size: int | None = None) -> None:
@@ -104,15 +105,15 @@ def download(url: str, target: Path, *, digests: Mapping[str, str], size: int | 
         while True:
             before = _part_size(part)
             try:
-                for count in _append(url, part):
-                    bar.total = bar.total or _note(part).get("size")
-                    bar.update(count if bar.done else _part_size(part) - bar.done)
+                for _ in _append(url, part):
+                    bar.total = bar.total or _note(part).size
+                    bar.update(_part_size(part) - bar.done)
                 break
-            except _Dropped as error:
+            except _DroppedError as error:
                 failures = 1 if _part_size(part) > before else failures + 1
                 if failures >= MAX_ATTEMPTS:
                     raise DataError(
-                        f"{url}: {error}; gave up after {failures} attempts with {_part_size(part)} bytes kept in {part};"
+                        f"{url}: {error}; gave up after {failures} attempts with {_part_size(part)} bytes kept;"
                         " run the same command again to go on"
                     ) from error
                 wait_s = min(FIRST_WAIT_S * 2 ** (failures - 1), 30.0)
@@ -125,59 +126,57 @@ def download(url: str, target: Path, *, digests: Mapping[str, str], size: int | 
     _note_path(part).unlink(missing_ok=True)
 
 
-def _append(url: str, part: Path) -> Iterator[int]:
-    """Add what is missing to the part; yields the bytes of each block. Raises `_Dropped` if the end is not reached."""
-    with _open_rest(url, part) as (stream, expected):
-        with part.open("ab") as file:
-            while True:
-                try:
-                    block = stream.read(BLOCK_BYTES)
-                except (*_DROPPED, OSError) as error:
-                    raise _Dropped(f"the connection broke ({error or type(error).__name__})") from error
-                if not block:
-                    break
-                file.write(block)
-                file.flush()
-                yield len(block)
+def _append(url: str, part: Path) -> Iterator[None]:
+    """Add what is missing to the part, block by block. Raises `_DroppedError` if the end is not reached."""
+    with _open_rest(url, part) as (stream, expected), part.open("ab") as file:
+        while True:
+            try:
+                block = stream.read(BLOCK_BYTES)
+            except (*_DROPPED, OSError) as error:
+                raise _DroppedError(f"the connection broke ({error or type(error).__name__})") from error
+            if not block:
+                break
+            file.write(block)
+            file.flush()
+            yield
     found = _part_size(part)
     if expected is not None and found < expected:
-        raise _Dropped(f"the connection ended after {found} of {expected} bytes")
+        raise _DroppedError(f"the connection ended after {found} of {expected} bytes")
 
 
 @contextlib.contextmanager
 def _open_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
-    """A stream of the bytes after the part's end and the size of the whole. Empties the part if it is of another version."""
+    """A stream of what comes after the part, and the size of the whole; a part of another version is emptied."""
     if not _is_http(url):
         with _open_file_system_rest(url, part) as opened:
             yield opened
         return
     note, offset = _note(part), _part_size(part)
-    validator = note.get("validator", "")
     headers = _headers()
-    if offset and validator:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
+    if offset and note.validator:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": note.validator}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # nothing after the end: it is whole, or not ours
-            if offset == note.get("size"):
+            if offset == note.size:
                 with open(os.devnull, "rb") as nothing:
                     yield nothing, offset
                 return
             _start_part(part, url, RemoteState(size=None, validator=""))
-            raise _Dropped("the server has no such range") from error
+            raise _DroppedError("the server has no such range") from error
         if error.code in _TRY_AGAIN:
-            raise _Dropped(f"the server answered {error.code} {error.reason}") from error
+            raise _DroppedError(f"the server answered {error.code} {error.reason}") from error
         raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
     except (*_DROPPED, OSError) as error:
-        raise _Dropped(f"no answer from the server: {getattr(error, 'reason', error)}") from error
+        raise _DroppedError(f"no answer from the server: {getattr(error, 'reason', error)}") from error
     with response:
         state = _state(response.headers)
         if response.status == 206:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                 _start_part(part, url, state)
-                raise _Dropped("the server sent another range than asked for")
+                raise _DroppedError("the server sent another range than asked for")
             total = None if state.size is None else state.size + offset
         else:
             _start_part(part, url, state)
@@ -188,8 +187,7 @@ def _open_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
 @contextlib.contextmanager
 def _open_file_system_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
     state = _file_system_state(url)
-    note = _note(part)
-    if not _part_size(part) or note.get("validator") != state.identity:
+    if not _part_size(part) or _note(part).validator != state.identity:
         _start_part(part, url, RemoteState(size=state.size, validator=state.identity))
     system, path = file_system(url)
     with system.open(path, "rb") as stream:
@@ -251,11 +249,13 @@ def _part_size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _note(part: Path) -> dict[str, str | int | None]:
+def _note(part: Path) -> RemoteState:
+    """What the part is a part of; nothing known where there is no note."""
     try:
-        return dict(json.loads(_note_path(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+        plain = json.loads(_note_path(part).read_text(encoding="utf-8"))
+        return RemoteState(size=plain["size"], validator=plain["validator"])
+    except (OSError, ValueError, KeyError):
+        return RemoteState(size=None, validator="")
 
 
 def _note_path(part: Path) -> Path:

@@ -137,7 +137,9 @@ def _hub_errors(source: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise DataError(f"{source}: the hub did not give it: {reason[0] if reason else type(error).__name__}") from error
+        raise DataError(
+            f"{source}: the hub did not give it: {reason[0] if reason else type(error).__name__}"
+        ) from error
 
 
 def _api() -> HfApi:

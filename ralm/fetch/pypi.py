@@ -28,7 +28,7 @@ _OTHER_PYTHON = ["--only-binary=:all:", "--python-version=3.11", "--implementati
     f"--platform={name}" for name in ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64")
 ]
 _ATTEMPTS = (["--only-binary=:all:"], _OTHER_PYTHON, ["--no-binary=:all:"])
-"""A wheel for this Python, else one for a Python that most packages have wheels for (we only read it), else the sdist."""
+"""A wheel for this Python, else one for a Python that most have wheels for (it is only read), else the sdist."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,9 +149,9 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     try:
         with tarfile.open(archive) as sdist:
             for member in sdist:
-                file = sdist.extractfile(member) if member.isfile() and _is_safe(member.name) else None
-                if file is not None:
-                    yield member.name.partition("/")[2], member.size, file
+                content = sdist.extractfile(member) if member.isfile() and _is_safe(member.name) else None
+                if content is not None:
+                    yield member.name.partition("/")[2], member.size, content
     except tarfile.TarError as error:
         raise DataError(f"{archive.name}: neither a wheel nor a readable sdist: {error}") from error
 

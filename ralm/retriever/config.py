@@ -17,7 +17,7 @@ class TextLimits:
     """How passages and questions become the encoder's input; shared by both settings below."""
 
     passage_format: str = "{title}: {section}\n{text}"
-    """Text given to the passage encoder. `{section}` and the `: ` before it fall away where a passage has no section."""
+    """Text given to the passage encoder. Without a section, `{section}` and the `: ` before it fall away."""
     question_format: str = "{question}"
     """Text given to the question encoder."""
     max_passage_tokens: int = 256

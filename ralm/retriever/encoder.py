@@ -6,23 +6,25 @@ Shapes: `B` texts, `L` tokens, `D` values in a vector.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from ralm.errors import ArtifactError
+from ralm.quiet import quiet_transformers
 from ralm.retriever.config import RetrieverConfig
 from ralm.retriever.pooling import POOL
 
 TOKENIZER_FILE = "tokenizer.json"
 _TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 _WITH_POOLER = {"bert", "roberta", "xlm-roberta", "camembert", "mpnet"}
 MODEL_TYPES = _WITH_POOLER | {"distilbert", "electra", "modernbert", "deberta-v2"}
 
@@ -49,9 +51,9 @@ class Encoder(nn.Module):
             ArtifactError: files missing or unreadable, or an architecture that is no text encoder.
         """
         model = load_encoder_model(folder, dtype)
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest and max(config.max_passage_tokens, config.max_question_tokens) > longest:
-            raise ArtifactError(f"{folder}: takes {longest} tokens, but max_passage_tokens={config.max_passage_tokens}")
+        longest, wanted = max_encoder_tokens(model.config), max(config.max_passage_tokens, config.max_question_tokens)
+        if wanted > longest:
+            raise ArtifactError(f"{folder}: takes {longest} tokens, but the retriever's settings allow {wanted}")
         return cls(model, config, load_tokenizer(folder), folder).to(device).eval()
 
     @property
@@ -81,7 +83,7 @@ class Encoder(nn.Module):
         """
         states_BLD = self.model(input_ids=input_ids_BL, attention_mask=attention_mask_BL).last_hidden_state
         vector_BD = self._pool(states_BLD, attention_mask_BL)
-        return F.normalize(vector_BD, dim=-1) if self.config.normalize else vector_BD
+        return nn.functional.normalize(vector_BD, dim=-1) if self.config.normalize else vector_BD
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
         """Token ids of each text (uint32), cut to `max_tokens`, without padding. One call for many texts is fastest."""
@@ -109,12 +111,20 @@ class Encoder(nn.Module):
                 (folder / name).write_bytes((self._folder / name).read_bytes())
 
 
+def max_encoder_tokens(config: PretrainedConfig) -> int:
+    """How many tokens an encoder has positions for (RoBERTa's first two positions are not used)."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    offset = 2 if config.model_type in _OFFSET_POSITIONS else 0
+    return positions - offset if positions > 0 else sys.maxsize
+
+
 def load_encoder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load the bare encoder (no pooler head) of a folder in `transformers` layout.
 
     Raises:
         ArtifactError: files missing or unreadable, or an architecture that is no text encoder.
     """
+    quiet_transformers()
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder}: no config.json; expected an encoder in transformers layout")
     try:

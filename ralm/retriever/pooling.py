@@ -1,6 +1,6 @@
 """From token states to one vector: pure functions.
 
-Shapes: `B` texts, `L` tokens, `D` values in a vector. The mask is 1 on real tokens; None means that all tokens are real.
+Shapes: `B` texts, `L` tokens, `D` values in a vector. The mask is 1 on real tokens; None means that all are real.
 Everything is computed in fp32 whatever the states are in.
 """
 
