@@ -117,12 +117,8 @@ def model_details(folder: Path) -> dict[str, Any]:
     if len(set(dimensions.values())) != 1:
         raise ArtifactError(f"{folder}: the halves of the retriever have vectors of different length: {dimensions}")
     fingerprints = {
-        "question_encoder": _half_fingerprint(
-            question, retriever, retriever.question_format, retriever.max_question_tokens
-        ),
-        "passage_encoder": _half_fingerprint(
-            passage, retriever, retriever.passage_format, retriever.max_passage_tokens
-        ),
+        "question_encoder": _part_fingerprint(question, _question_settings(retriever)),
+        "passage_encoder": _part_fingerprint(passage, _passage_settings(retriever)),
         "reader": _part_fingerprint(folder / "reader", _read_plain(folder / _READER)),
     }
     return {"fingerprints": fingerprints, "tied": tied, "dimension": dimensions["passage"]}
