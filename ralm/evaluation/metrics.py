@@ -93,7 +93,7 @@ def paired_difference(
         >>> paired_difference([0, 0], [1, 1], resamples=100, seed=0)
         Difference(value=1.0, low=1.0, high=1.0, confidence=0.95, resamples=100)
     """
-    gain_N = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)  # noqa: N806
+    gain_N = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means: list[np.ndarray] = []
     for start in range(0, resamples, RESAMPLES_AT_ONCE):

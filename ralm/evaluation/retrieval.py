@@ -1,4 +1,4 @@
-"""How good the retrieved passages are: rank of the first one with an answer or of a gold page, recall, reciprocal rank."""
+"""How good retrieved passages are: rank of the first with an answer or of a gold page, recall, reciprocal rank."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -43,10 +42,10 @@ class Task(Protocol):
         """Raise `DataError` if the row lacks what this task scores."""
 
     def query(self, question: Question) -> str:
-        """The text that the retriever and the reader are given, before their own formats."""
+        """The text that the retriever and the reader get, before their own formats."""
 
-    def target(self, question: Question, choose: random.Random) -> str:
-        """The text that the reader learns to write; `choose` picks where several are right."""
+    def targets(self, question: Question) -> tuple[str, ...]:
+        """The texts that are right for the reader to learn, before its own format."""
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
         """Scores of a prediction, one for each of `metrics`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from ralm.errors import DataError
 from ralm.evaluation.metrics import exact_match, f1
 from ralm.tasks.base import Question
@@ -23,9 +21,9 @@ class QuestionAnswering:
         """The question as given."""
         return question.question
 
-    def target(self, question: Question, choose: random.Random) -> str:
-        """The row's own target where it has one, else one of the answers, drawn anew each time."""
-        return question.target if question.target is not None else choose.choice(question.answers)
+    def targets(self, question: Question) -> tuple[str, ...]:
+        """The row's own target where it has one, else all its answers."""
+        return (question.target,) if question.target is not None else question.answers
 
     def score(self, question: Question, prediction: str) -> dict[str, float]:
         """`exact_match` and `f1`, best over the answers."""

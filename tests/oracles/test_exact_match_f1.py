@@ -17,7 +17,7 @@ def is_word_character(character: str) -> bool:
 
 
 def oracle_tokens(text: str) -> list[str]:
-    """SQuAD v1.1: words of the lower-cased text without punctuation; a maximal run of word characters that is an article goes.
+    """SQuAD v1.1: words of the lower-cased text without punctuation; a run of word characters that is an article goes.
 
     Articles are removed after punctuation, as whole words whose neighbours are no word characters, so that the signs
     around them (a dash outside ASCII, say) stay.
@@ -51,25 +51,7 @@ def oracle_f1(prediction: str, answer: str) -> float:
 
 
 WORDS = st.sampled_from(
-    [
-        "a",
-        "an",
-        "the",
-        "A",
-        "The",
-        "AN",
-        "cat",
-        "Cat",
-        "théâtre",
-        "U.S.",
-        "it's",
-        "anthem",
-        "e-mail",
-        "–",
-        "1,000",
-        "_the_",
-        "\u00a0",
-    ]
+    ["a", "an", "the", "A", "The", "AN", "cat", "Cat", "théâtre", "U.S.", "it's", "anthem", "e-mail", "1,000", "_the_"]
 )
 SEPARATORS = st.sampled_from([" ", "  ", "\t", "", ", ", "-", "–", "\u2003"])
 PHRASES = st.lists(st.tuples(WORDS, SEPARATORS), max_size=6).map(
