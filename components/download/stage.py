@@ -33,7 +33,7 @@ def download(
     """Make passages, questions or a model from a source. Give exactly one of the three outputs.
 
     Args:
-        source: for passages a dump, `wiki:enwiki/latest`, Atlas or own jsonl, DPR tsv, csv, Parquet, or a folder of texts;
+        source: for passages a dump, `wiki:enwiki/latest`, Atlas or own jsonl, DPR tsv, csv, Parquet, a folder of texts;
             for questions a jsonl file or a folder of train, dev and test.jsonl; for a model a bundle of both halves.
             Paths, URLs, `asset:`, `pypi://` and `hf://` are understood.
         passages: output folder for passages.

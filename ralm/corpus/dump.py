@@ -63,7 +63,7 @@ class _PageInProgress:
 class _Reader:
     """Handlers of the XML parser; finished pages gather in `pages`."""
 
-    _PAGE_FIELDS = frozenset({("page", "title"), ("page", "ns"), ("page", "id"), ("revision", "id"), ("revision", "model")})
+    _PAGE_FIELDS = (("page", "title"), ("page", "ns"), ("page", "id"), ("revision", "id"), ("revision", "model"))
 
     def __init__(self, path: Path, counts: Counter[str]) -> None:
         self.path, self.counts = path, counts
@@ -119,8 +119,8 @@ class _Reader:
         schema = _SCHEMA.match(attributes.get("xmlns", ""))
         if tag != "mediawiki" or not schema or not _OLDEST <= int(schema[1]) <= _NEWEST:
             raise DataError(
-                f"{self.path}: line {self.parser.CurrentLineNumber}: expected <mediawiki> of export schema 0.{_OLDEST} to "
-                f"0.{_NEWEST}, found <{tag}> of {attributes.get('xmlns', 'no schema')!r}"
+                f"{self.path}: line {self.parser.CurrentLineNumber}: expected <mediawiki> of export schema "
+                f"0.{_OLDEST} to 0.{_NEWEST}, found <{tag}> of {attributes.get('xmlns', 'no schema')!r}"
             )
 
     def _characters(self, text: str) -> None:

@@ -62,11 +62,7 @@ def read_text_file(path: Path, source_id: str) -> Document:
 
 
 def split_markdown(text: str) -> tuple[str, list[Piece]]:
-    """Title (the first level-one heading, or empty) and the text under each heading, with plain words for markup.
-
-    >>> split_markdown("# Tea\\nHot **drink**.\\n## Green\\nFrom [China](http://x).")
-    ('Tea', [Piece(section='', text='Hot drink.', ...), Piece(section='Green', text='From China.', ...)])
-    """
+    """Title (the first level-one heading, or empty) and the text under each heading, with plain words for markup."""
     title = ""
     path: list[tuple[int, str]] = []
     lines: list[str] = []

@@ -98,7 +98,7 @@ def _local_paths(source: str) -> list[Path]:
     folder = fetch_tree(source)
     if text_files(folder):
         return [folder]
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "_", "manifest")))
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith((".", "_")))
     if not files:
         raise DataError(f"{source}: the corpus is empty: an empty folder")
     return files

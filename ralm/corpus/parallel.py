@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections import deque
@@ -51,7 +52,7 @@ def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], worke
         waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in first)
         first.clear()
         while waiting:
-            while len(waiting) < 2 * workers and (item := next(items, None)) is not None:
+            for item in itertools.islice(items, max(0, 2 * workers - len(waiting))):
                 waiting.append(pool.submit(function, item))
             yield waiting.popleft().result()
     except BrokenProcessPool as error:

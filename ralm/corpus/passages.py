@@ -11,7 +11,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from ralm.artifacts.schemas import PASSAGES
 from ralm.corpus.sentences import count_words, sentence_ends, split_words
 from ralm.errors import ConfigError
 
@@ -47,16 +49,9 @@ class Document:
 class PassageColumns:
     """Columns of `passages/1` under construction."""
 
-    columns: dict[str, list] = field(
-        default_factory=lambda: {
-            name: []
-            for name in (
-                "passage_id source_id page_id revision_id title section text kind position content_hash".split()
-            )
-        }
-    )
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in PASSAGES.names})
 
-    def append(self, **values: object) -> None:
+    def append(self, **values: Any) -> None:
         """Add one row; all columns must be given."""
         for name, column in self.columns.items():
             column.append(values[name])
@@ -66,7 +61,7 @@ class PassageColumns:
 class SplitLimits:
     """Words in a passage.
 
-    A boundary keeps `min_words` of distance to the next; that makes about twice as many words the mean.
+    A boundary keeps `min_words` of distance to the next; passages of long sections then have `target_words` on average.
     """
 
     target_words: int = 100
@@ -78,7 +73,7 @@ class SplitLimits:
     @property
     def min_words(self) -> int:
         """Between two boundaries inside a section; only a whole section may be shorter."""
-        return self.target_words // 2
+        return self.target_words * 3 // 5
 
     @property
     def max_words(self) -> int:
@@ -98,14 +93,9 @@ def split_text(text: str, limits: SplitLimits) -> list[str]:
     Steps 2 and 3 look at no more than the neighbouring boundaries, so an edit cannot reach further. In text that
     repeats one sentence many times no boundary is special; there only the limits hold.
     """
-    ends = list(_unit_ends(text, limits))
-    words = [0]
-    start = 0
-    for end in ends:
-        words.append(words[-1] + count_words(text[start:end]))
-        start = end
-    if not ends or words[-1] <= limits.max_words:
-        return [text.strip()] if text.strip() else []
+    ends, words = _units(text, limits)
+    if words[-1] <= limits.max_words:
+        return [text.strip()] if words[-1] else []
     ranks = [0] + [_rank(text[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
     cuts = [0, *_local_maxima(words, ranks, limits.min_words), len(ends)]
     passages = []
@@ -115,14 +105,22 @@ def split_text(text: str, limits: SplitLimits) -> list[str]:
     return passages
 
 
-def _unit_ends(text: str, limits: SplitLimits) -> Iterator[int]:
+def _units(text: str, limits: SplitLimits) -> tuple[list[int], list[int]]:
+    """Where each unit ends, and the number of words up to there (one value more, starting with 0)."""
+    ends: list[int] = []
+    words = [0]
     start = 0
     for end in sentence_ends(text):
-        if count_words(text[start:end]) > limits.max_words:
-            yield from (start + cut for cut in split_words(text[start:end], limits.target_words))
+        size = count_words(text[start:end])
+        if size <= limits.max_words:
+            ends.append(end)
+            words.append(words[-1] + size)
         else:
-            yield end
+            for cut in split_words(text[start:end], limits.target_words):
+                words.append(words[-1] + count_words(text[ends[-1] if ends else 0 : start + cut]))
+                ends.append(start + cut)
         start = end
+    return ends, words
 
 
 def _rank(unit: str) -> int:
@@ -167,9 +165,7 @@ def _fit(
         middle = (words[begin] + words[end]) / 2
         inside = range(begin + 1, end)
         far = [
-            place
-            for place in inside
-            if min(words[place] - words[begin], words[end] - words[place]) >= limits.min_words
+            place for place in inside if min(words[place] - words[begin], words[end] - words[place]) >= limits.min_words
         ]
         cut = (
             max(far, key=lambda place: (ranks[place], -place))

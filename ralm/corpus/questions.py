@@ -19,10 +19,7 @@ from ralm.sources import fetch_file, fetch_tree
 
 SPLITS = ("train", "dev", "test")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.zst")
-_KNOWN = frozenset(
-    "question_id id _id task question answers answer target options label source_id positive_ids positive_titles passages "
-    "date metadata".split()
-)
+_KNOWN = {"id", "_id", "answer", *QUESTIONS.names}
 
 
 def find_question_files(source: str, split: str) -> dict[str, Path]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_END = re.compile(
-    r"\n+"
-    r"|[.!?…‽][.!?…\"'”’»)\]]*(?=\s)"
-    r"|[。！？｡．][。！？」』”’）】》\"']*"
-    r"|[।॥۔؟።፧።၊။៕᠃᠉⸮܀܁܂՜՞։߹꓿꘎꘏꛳꛷]+[\"'”’»)\]]*"
+from ralm.corpus.tags import name_set
+
+_SPACED_ENDS = ".!?…‽"
+_END = re.compile(  # begins with one character class, so that the engine skips to it at full speed
+    r"[\n.!?…‽。！？｡．।॥۔؟።፧።၊။៕᠃᠉⸮܀܁܂՜՞։߹꓿꘎꘏꛳꛷]"
+    r"(?:(?<=[.!?…‽])[.!?…\"'”’»)\]]*(?=\s)|(?<=\n)\n*|(?<=[^\n.!?…‽])[。！？」』”’）】》\"'»)\]]*)"
 )
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof rev hon st sr jr gen col maj capt lt sgt gov sen rep pres fr vs ca cf e.g i.e al ed eds vol no nr "
-    "fig pp p op cit approx dept est inc ltd co corp bros jan feb mar apr jun jul aug sep sept oct nov dec mt ft ave blvd "
-    "c fl b d r lit trans var subsp ssp sp spp hr frau bzw z.b d.h u.a usw bd str tel mme mlle m av p.ex sra srta ud "
-    "uds dña д г гг др им св т.е т.д т.п".split()
+_ABBREVIATIONS = name_set(
+    "mr mrs ms dr prof rev hon st sr jr gen col maj capt lt sgt gov sen rep pres fr vs ca cf e.g i.e al ed eds vol no "
+    "nr fig pp p op cit approx dept est inc ltd co corp bros jan feb mar apr jun jul aug sept oct nov dec mt ft ave "
+    "blvd c fl b d r lit trans var subsp ssp sp spp hr frau bzw z.b d.h u.a usw bd str tel mme mlle m av p.ex sra srta "
+    "ud dña д г гг др им св т.е т.д т.п"
 )
-_LAST_WORD = re.compile(r"[^\s(\[\"'“‘«]*$")
+_OPENERS = "([\"'“‘«\n"
 _INITIAL = re.compile(r"[^\W\d_](?:\.[^\W\d_])*")
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -38,9 +39,11 @@ def sentence_ends(text: str) -> Iterator[int]:
     """
     last = 0
     for match in _END.finditer(text):
-        if match[0][0] == "." and not _stop_ends(text, match.start(), match.end()):
-            continue
-        if match[0][0] in "!?…‽" and not _starts_sentence(text, match.end()):
+        sign = match[0][0]
+        if sign == ".":
+            if not _stop_ends(text, match.start(), match.end()):
+                continue
+        elif sign in _SPACED_ENDS and not _starts_sentence(text, match.end()):
             continue
         if text[last : match.end()].strip():
             last = match.end()
@@ -50,17 +53,16 @@ def sentence_ends(text: str) -> Iterator[int]:
 
 
 def _starts_sentence(text: str, end: int) -> bool:
-    following = text[end : end + 8].lstrip()[:1]
+    following = text[end + 1 : end + 2]  # behind one white space, as the cleaned text has it
     return not following.islower()
 
 
 def _stop_ends(text: str, start: int, end: int) -> bool:
     if not _starts_sentence(text, end):
         return False
-    if "\n" in text[end : end + 2] or end - start > 2:
+    if text[end] == "\n" or end - start > 2:
         return True
-    word = _LAST_WORD.search(text, max(0, start - 24), start)
-    last = word[0] if word else ""
+    last = text[max(0, start - 24) : start].rpartition(" ")[2].lstrip(_OPENERS)
     if last.lower() in _ABBREVIATIONS:
         return False
     return not (_INITIAL.fullmatch(last) and last[0].isupper())

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import re
 
+
+def name_set(names: str) -> frozenset[str]:
+    """Names written in one string, separated by spaces."""
+    return frozenset(names.split())
+
+
 _TAG = re.compile(r"<(?:!--|(/?)([a-zA-Z][a-zA-Z0-9]*)((?:\s[^<>]*|/)?)>)")
 _STRAY = re.compile(
     r"</?(?:ref|references|div|span|font|br|center|small|big|sup|sub|table|tr|td|th|p|li|ul|ol|nowiki|math|gallery"
     r"|blockquote|code|noinclude|includeonly|onlyinclude)\b[^<>\n]{0,200}>?",
     re.IGNORECASE,
 )
-_DROPPED = frozenset(
+_DROPPED = name_set(
     "pre source syntaxhighlight gallery timeline imagemap score hiero graph chart mapframe maplink templatestyles "
-    "templatedata inputbox categorytree indicator includeonly rss section dynamicpagelist charinsert phonos".split()
+    "templatedata inputbox categorytree indicator includeonly rss section dynamicpagelist charinsert phonos"
 )
 """Elements that go with their content: pictures, source code, layout."""
-_BLOCKS = frozenset("p div center blockquote poem ul ol dl li dd dt h1 h2 h3 h4 h5 h6 hr".split())
+_BLOCKS = name_set("p div center blockquote poem ul ol dl li dd dt h1 h2 h3 h4 h5 h6 hr")
 _CLOSERS = {
-    name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in (*_DROPPED, "nowiki", "math", "chem", "ce", "references")
+    name: re.compile(rf"</{name}\s*>", re.IGNORECASE)
+    for name in (*_DROPPED, "nowiki", "math", "chem", "ce", "references")
 }
 _REF_END = re.compile(r"</ref\s*/?>|<ref\s*/>|(<ref(?=[\s>])[^<>]*(?<!/)>)", re.IGNORECASE)
 _SHIELDED = "[]{}|'=*#:;<>_-!"
@@ -58,7 +65,8 @@ def strip_tags(text: str) -> str:
         if replacement:
             pieces.append(replacement)
     pieces.append(text[position:])
-    return _STRAY.sub("", "".join(pieces))
+    text = "".join(pieces)
+    return _STRAY.sub("", text) if "<" in text else text
 
 
 def _comment_end(text: str, start: int, missing: set[str]) -> int:

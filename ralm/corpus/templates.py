@@ -8,22 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from ralm.corpus.tags import name_set
+
 _PIPE = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\n\|\}|\|")
 _NAME = re.compile(r"\s*([^|{}\[\]\n=]*)")
 _FIELD = re.compile(r"\n[ \t]*\|[ \t]*([^|={}\[\]\n]+?)[ \t]*=[ \t]*(?=\S)")
 _PLAIN_FIELD = re.compile(r"[^\W\d_][^|={}\[\]\n]*")
 _MEASURES = frozenset({"convert", "cvt", "convinfobox"})
-_DATES = re.compile(r"(?:birth|death|start|end|release|film|dob|date|bda|founded)[ _-]?(?:date|and|year|-|$).*|.*\bdate\b.*")
-_LISTS = frozenset(
-    "ubl unbulleted list|plainlist|plain list|flatlist|hlist|bulleted list|unbulleted list|ubl|indented plainlist|csv|"
-    "comma separated entries|cslist".split("|")
-)
+_DATES = re.compile(r".*\bdate\b.*|(?:birth|death|dob|bda|film|start|end|release)[ _-]?(?:date|and|year|-|$).*")
 _DROPPED = re.compile(
-    r"(?:cite|citation|efn|refn|sfn|harv|r$|rp$|notetag|note|ref|dead link|fact|cn$|clarify|when$|who$|which$|see|audio|"
-    r"ipa|pron|coord|decrease|increase|steady|small-caps|flagicon|flag icon|nbsp|spaces|dagger|void|won|nom$|#|"
-    r"infobox|image|file|birth-date|update|navbar|edit|legend|color box|cl$|reflist|webarchive|isbn|doi|main)"
+    r"(?:cite|citation|efn|refn|sfn|harv|r$|rp$|notetag|note|ref|dead link|fact|cn$|clarify|when$|see|audio|"
+    r"ipa|pron|coord|flagicon|flag icon|dagger|void|won|nom$|#|infobox|image|file|update|navbar|"
+    r"edit|legend|color box|cl$|reflist|webarchive|isbn|doi|main)"
 )
-INLINE_MEASURE_UNITS = 2
+"""Beginnings of names whose arguments are no facts: sources, notes, pictures, layout."""
 _WORDS = {
     "ndash": "–",
     "en dash": "–",
@@ -44,12 +42,12 @@ _WORDS = {
     "!": "",
     "=": "=",
 }
-_FIRST = frozenset(
-    "nowrap nobr small big smaller larger nobold bold strong em abbr sic tooltip frac angbr vanchor visible anchor "
-    "formatnum:  lc: uc: ucfirst: keypress key as written not a typo linktext no italic noitalic math mvar val".split()
+_FIRST = name_set(
+    "nowrap nobr small big smaller larger nobold bold strong em abbr sic tooltip frac angbr vanchor anchor lc: uc: key "
+    "ucfirst: keypress linktext noitalic mvar val"
 ) | {"visible anchor", "as written", "not a typo", "no italic"}
 """Templates that show their first argument."""
-_SECOND = frozenset({"lang", "transl", "transliteration", "wikt-lang", "wt", "font", "color", "lang-la", "ill-lang"})
+_SECOND = name_set("lang transl transliteration wikt-lang color")
 """Templates that show their second argument (the first is a language or a colour)."""
 
 

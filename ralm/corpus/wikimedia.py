@@ -71,7 +71,9 @@ def resolve_dump(source: str, base_url: str) -> Dump:
             return _read_status(base, wiki, candidate, _fetch_json(f"{base}/{wiki}/{candidate}/dumpstatus.json"))
         except DataError as error:
             problems.append(str(error))
-    raise DataError(f"{base}/{wiki}/: no finished article dump among {dates}{': ' if problems else ''}{'; '.join(problems)}")
+    raise DataError(
+        f"{base}/{wiki}/: no finished article dump among {dates}{': ' if problems else ''}{'; '.join(problems)}"
+    )
 
 
 def _fetch_json(url: str) -> Any:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from ralm.corpus.site import DROPPED_LINKS, Site
-from ralm.corpus.tags import restore, strip_tags
+from ralm.corpus.tags import name_set, restore, strip_tags
 from ralm.corpus.templates import infobox_fields, is_infobox, template_text
 
 MAX_LINK_CHARS = 10_000
@@ -52,28 +52,37 @@ _TOKEN = re.compile(  # every branch begins with a literal, so that the engine s
     r"|\[(?:(?:https?|ftps?|news|irc|gopher|mailto|telnet|nntp)://?|//|mailto:|news:)[^\s\[\]]*[ \t]*"
     r"(?:([^\[\]\n]*)\])?"  # 11: external link
 )
-_LINK, _LABEL, _TEMPLATE, _OPEN_LINK, _CLOSE_LINK, _CLOSE_TABLE, _OPEN, _CLOSE, _OPEN_TABLE, _HEADING_START, _URL = range(
-    1, 12
-)
+_LINK, _LABEL, _TEMPLATE, _OPEN_LINK, _CLOSE_LINK, _CLOSE_TABLE = 1, 2, 3, 4, 5, 6
+_OPEN, _CLOSE, _OPEN_TABLE, _HEADING_START, _URL = 7, 8, 9, 10, 11
 _INTERWIKI = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*|simple|be-x-old|roa-[a-z]+|zh-[a-z-]+")
-_SISTERS = frozenset(
+_SISTERS = name_set(
     "w wikt wiktionary b wikibooks s wikisource q wikiquote n wikinews v wikiversity voy wikivoyage commons c m meta d "
-    "wikidata species wikispecies".split()
+    "wikidata species wikispecies"
 )
-_MEDIA_FILE = re.compile(r"\.(?:jpe?g|png|svg|gif|tiff?|webp|og[gva]|webm|pdf|djvu|midi?|flac|wav|mp3|xcf|stl)\s*$", re.I)
+_MEDIA_FILE = re.compile(
+    r"\.(?:jpe?g|png|svg|gif|tiff?|webp|og[gva]|webm|pdf|djvu|midi?|flac|wav|mp3|xcf|stl)\s*$", re.IGNORECASE
+)
 _VARIANT = re.compile(r"-\{(?!\{)([^{}]*)\}-")
 _MAGIC = re.compile(r"__([^\W\d_]{3,})__")
-_LINE_MARKUP = re.compile(r"^[ \t]*(?:-{4,}|(?:[*#:;]+[ \t]*)?(?:\{\||\|).*|![^\n]*(?:\||!!).*|[*#:;]+[ \t]*)", re.M)
-_OTHER_SPACES = re.compile(r"[\t\x0b\f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
-_INVISIBLE = re.compile(r"[\xad\u200b\u200e\u200f\u2060\ufeff]")
+_LINE_MARKUP = re.compile(r"\n[ \t]*(?:-{4,}|(?:[*#:;]+[ \t]*)?(?:\{\||\|).*|![^\n]*(?:\||!!).*|[*#:;]+[ \t]*)")
+"""Rules, list marks, and table rows that are left; the text begins with a line end."""
+_INVISIBLE = "\xad\u200b\u200e\u200f\u2060\ufeff"
+_OTHER_SPACES = re.compile(rf"[{_INVISIBLE}\x0b\f\x85\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
+_SPACES = re.compile(
+    r"([\xad\u200b\u200e\u200f\u2060\ufeff])|[\x0b\f\x85\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+)
 _SPACES = re.compile(r" {2,}")
 _EMPTY_LINES = re.compile(r"\n[ \n]+")
 _ENTITY = re.compile(r"&(?:amp;)*(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,30});")  # `&amp;lt;`: escaped twice
-_EMPTY_BRACKETS = re.compile(r"[(（]\s*(?:[,;:，；]\s*)*[)）]")
-_BRACKET_START = re.compile(r"([(（])\s*[,;，；]\s*")
+_BRACKETS = re.compile(r"\((?:\s*[,;:](?=[\s,;:)]))*\s*(\)?)")
+"""What is left of brackets whose templates are gone: `( )`, `(; from`."""
 _SPACE_BEFORE = re.compile(r" ([,.;:)])(?=\s|$)")
-_HEADING = re.compile(r"^(={1,6})[ \t]*(.*?)[ \t]*(={1,6})[ \t]*$", re.M)
+_HEADING = re.compile(r"^(={1,6})[ \t]*(.*?)[ \t]*(={1,6})[ \t]*$", re.MULTILINE)
+_STRAY_HEADING = re.compile(r"^={2,6}[ \t]*([^=\n]*?)[ \t]*={0,6}(?=[^=\n]*$)", re.MULTILINE)
 _BROKEN_MARKUP = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|\{\||\|\}|\[(?=https?:)")
+
+
+_ANY_MARKUP = re.compile(r"[^\w.,:/%$+ -]|__|-\{|  ")
 
 
 class _Open:
@@ -103,7 +112,8 @@ class _Scanner:
             out.append(text[position:start])
             position = end
             if kind <= _LABEL:
-                out.append(link_text(match[_LINK], match[_LABEL], self.site))
+                target, label = match.group(1, 2)
+                out.append(label if label and ":" not in target else link_text(target, label, self.site))
             elif kind == _TEMPLATE:
                 out.append(template_text(match[_TEMPLATE]))
             elif kind == _URL:
@@ -200,8 +210,8 @@ class _Scanner:
 def link_text(target: str, label: str | None, site: Site) -> str:
     """The text that a link `[[target|label]]` shows; empty for files, categories and links to other languages.
 
-    >>> link_text("Plant", "plants", Site()), link_text("File:A.jpg", "thumb", Site()), link_text("Mercury (planet)", "", Site())
-    ('plants', '', 'Mercury')
+    >>> [link_text(*link, Site()) for link in [("Plant", "plants"), ("File:A.jpg", "thumb"), ("Mercury (planet)", "")]]
+    ['plants', '', 'Mercury']
     """
     if ":" in target:
         if target.startswith(("http://", "https://")):
@@ -242,6 +252,8 @@ def parse_article(wikitext: str, site: Site) -> Article:
 
 def clean_value(wikitext: str, site: Site) -> str:
     """One infobox value on one line; its lines and list items are joined by `, `."""
+    if not _ANY_MARKUP.search(wikitext):
+        return wikitext.strip()
     scanner = _Scanner("\n" + wikitext, site)
     text = _clean_lines(scanner.run(), line_break="\n")
     return re.sub(r"\s*,?\s*\n\s*", ", ", _HEADING.sub(r"\2", text).strip())
@@ -273,15 +285,29 @@ def _clean_lines(text: str, line_break: str = " ") -> str:
         text = _MAGIC.sub(lambda match: match[0] if match[1] != match[1].upper() else "", text)
     if "''" in text:
         text = text.replace("'''''", "").replace("'''", "").replace("''", "")
-    text = _LINE_MARKUP.sub("", text)
-    text = _BROKEN_MARKUP.sub("", text)
+    text = _LINE_MARKUP.sub("\n", text)
+    if "[[" in text or "]]" in text or "{" in text or "}" in text or "[http" in text:
+        text = _BROKEN_MARKUP.sub("", text)
     if "&" in text:
         text = _ENTITY.sub(_character, text)
     text = restore(text, line_break)
-    text = _BRACKET_START.sub(r"\1", _EMPTY_BRACKETS.sub("", text))
-    text = _INVISIBLE.sub("", _OTHER_SPACES.sub(" ", text))
-    text = _EMPTY_LINES.sub("\n", _SPACES.sub(" ", text).replace(" \n", "\n"))
+    if "(" in text:
+        text = _BRACKETS.sub(_bracket_start, text)
+    text = text.replace("\xa0", " ").replace("\t", " ")
+    if not text.isascii():
+        text = _OTHER_SPACES.sub(_space, text)
+    if "  " in text:
+        text = _SPACES.sub(" ", text)
+    text = _EMPTY_LINES.sub("\n", text.replace(" \n", "\n"))
     return _SPACE_BEFORE.sub(r"\1", text)
+
+
+def _bracket_start(match: re.Match[str]) -> str:
+    return "" if match[1] else "("
+
+
+def _space(match: re.Match[str]) -> str:
+    return "" if match[0] in _INVISIBLE else " "
 
 
 def _character(match: re.Match[str]) -> str:
@@ -289,6 +315,7 @@ def _character(match: re.Match[str]) -> str:
 
 
 def _split_sections(text: str) -> list[Section]:
+    """Cut clean text at its headings."""
     sections: list[Section] = []
     path: list[tuple[int, str]] = []
     start = 0
@@ -296,6 +323,8 @@ def _split_sections(text: str) -> list[Section]:
     def add(end: int) -> None:
         body = text[start:end].strip()
         if body:
+            if "==" in body:
+                body = _STRAY_HEADING.sub(r"\1", body)
             sections.append(Section(": ".join(title for _, title in path), body))
 
     for match in _HEADING.finditer(text):
