@@ -136,9 +136,7 @@ def test_two_at_a_time_fetch_it_once(site: Any) -> None:
     site.files["/dump"] = BODY
     found: list[bytes] = []
     threads = [
-        threading.Thread(
-            target=lambda: found.append(fetch_file(f"{site.url}/dump", sha256=sha256(BODY)).read_bytes())
-        )
+        threading.Thread(target=lambda: found.append(fetch_file(f"{site.url}/dump", sha256=sha256(BODY)).read_bytes()))
         for _ in range(4)
     ]
     for thread in threads:

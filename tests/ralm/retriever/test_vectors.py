@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ralm.artifacts.schemas import PASSAGE_IDS, embeddings_schema
+from ralm.artifacts.tables import TableWriter, write_table
+from ralm.errors import ArtifactError
+from ralm.retriever.vectors import NUMPY_DTYPES, binary_column, iterate_vectors, read_vectors
+
+
+def write(path: Path, vectors_ND: np.ndarray, dtype: str, row_group_rows: int = 1000) -> None:
+    schema = embeddings_schema(vectors_ND.shape[1], dtype, "fingerprint")
+    with TableWriter(path, schema, row_group_rows=row_group_rows) as writer:
+        for start in range(0, len(vectors_ND), 7):
+            rows = vectors_ND[start : start + 7]
+            ids = pa.array(np.arange(start, start + len(rows)))
+            writer.write(pa.table([ids, binary_column(rows, dtype)], schema=schema))
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("row_group_rows", [10, 1000])
+def test_what_is_written_is_read(tmp_path: Path, dtype: str, row_group_rows: int) -> None:
+    vectors_ND = np.random.default_rng(0).normal(size=(45, 6)).astype(np.float32)
+    path = tmp_path / "shard.parquet"
+    write(path, vectors_ND, dtype, row_group_rows)
+    ids_N, found_ND = read_vectors(str(path))
+    assert found_ND.dtype == NUMPY_DTYPES[dtype]
+    np.testing.assert_array_equal(found_ND, vectors_ND.astype(found_ND.dtype))
+    assert ids_N.tolist() == list(range(45))
+    assert sum(len(ids) for ids, _ in iterate_vectors(str(path))) == 45
+
+
+def test_the_file_is_hardly_larger_than_its_values(tmp_path: Path) -> None:
+    vectors_ND = np.random.default_rng(0).normal(size=(2000, 384)).astype(np.float32)
+    write(tmp_path / "shard.parquet", vectors_ND, "f16", 65536)
+    assert (tmp_path / "shard.parquet").stat().st_size <= 1.02 * vectors_ND.size * 2 + 2000 * 8
+
+
+def test_an_empty_shard(tmp_path: Path) -> None:
+    write(tmp_path / "shard.parquet", np.empty((0, 6), np.float32), "f16")
+    ids_N, found_ND = read_vectors(str(tmp_path / "shard.parquet"))
+    assert (ids_N.shape, found_ND.shape) == ((0,), (0, 6))
+
+
+def test_values_that_f16_cannot_hold() -> None:
+    with pytest.raises(ArtifactError, match="not finite as f16"):
+        binary_column(np.array([[1e6, 0.0]], np.float32), "f16")
+    with pytest.raises(ArtifactError, match="not finite as f32"):
+        binary_column(np.array([[np.nan, 0.0]], np.float32), "f32")
+
+
+def test_tables_of_another_kind(tmp_path: Path) -> None:
+    write_table(tmp_path / "ids.parquet", [{"passage_id": 1}], PASSAGE_IDS)
+    with pytest.raises(ArtifactError, match="expected a embeddings/1 table"):
+        read_vectors(str(tmp_path / "ids.parquet"))
