@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from ralm.artifacts.files import Location, join, read_json
 from ralm.artifacts.manifest import Manifest
@@ -19,15 +19,15 @@ from ralm.errors import ArtifactError, ConfigError, DataError
 from ralm.model import TOKENIZER, model_details, write_reader_config, write_retriever_config
 from ralm.model_config import ModelConfig
 from ralm.onnx_reader import convert_onnx_reader, is_onnx_reader
-from ralm.quiet import quiet_transformers
+from ralm.pretrained import load_config, load_weights
 from ralm.retriever.config import Pooling, RetrieverConfig, RetrieverSettings
-from ralm.retriever.encoder import load_encoder_model, max_encoder_tokens
+from ralm.retriever.encoder import MODEL_TYPES, load_encoder_model, max_encoder_tokens
 from ralm.sources import bundle_parts, fetch_tree, source_digest
 
 logger = logging.getLogger(__name__)
 BUILD_VERSION = 1
 ROLES = ("retriever", "reader")
-_READER_TYPES = ("t5", "mt5")
+_READER_TYPES = {"t5"}
 _T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _POOLING_FLAGS: dict[str, Pooling] = {
@@ -95,7 +95,7 @@ def resolve_retriever(tree: Path, settings: RetrieverSettings) -> RetrieverConfi
         ArtifactError: the files name a pooling that is not supported.
     """
     pooling, normalize = _sentence_transformers_pooling(tree)
-    longest = max_encoder_tokens(AutoConfig.from_pretrained(tree))
+    longest = max_encoder_tokens(load_config(tree, "retriever", MODEL_TYPES))
     return RetrieverConfig(
         pooling=pooling if settings.pooling == "auto" else settings.pooling,
         normalize=normalize if settings.normalize == "auto" else settings.normalize == "yes",
@@ -133,23 +133,14 @@ def _save_encoder(tree: Path, folder: Path) -> None:
 
 
 def _save_reader(tree: Path, folder: Path) -> None:
-    quiet_transformers()
     if is_onnx_reader(tree):
         convert_onnx_reader(tree, folder)
         _save_tokenizer(tree, folder, _T5_TOKENS)
         return
     if not (tree / "config.json").is_file():
-        raise ArtifactError(
-            f"{tree}: neither a T5 in transformers layout (config.json) nor encoder.onnx and decoder.onnx"
-        )
-    try:
-        config = AutoConfig.from_pretrained(tree)
-        if config.model_type not in _READER_TYPES:
-            expected = " or ".join(_READER_TYPES)
-            raise ArtifactError(f"{tree}: a {config.model_type} model is no reader; expected {expected}")
-        reader = T5ForConditionalGeneration.from_pretrained(tree, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{tree}: cannot load the reader: {str(error).splitlines()[0]}") from error
+        raise ArtifactError(f"{tree}: neither config.json (transformers layout) nor encoder.onnx and decoder.onnx")
+    config = load_config(tree, "reader", _READER_TYPES)
+    reader = load_weights(T5ForConditionalGeneration, tree, config=config, dtype=torch.float32)
     reader.save_pretrained(folder)
     _save_tokenizer(tree, folder, {})
 

@@ -5,7 +5,6 @@ Shapes: `B` texts, `L` tokens, `D` values in a vector.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from ralm.errors import ArtifactError
-from ralm.quiet import quiet_transformers
+from ralm.pretrained import load_config, load_weights
 from ralm.retriever.config import RetrieverConfig
 from ralm.retriever.pooling import POOL
 
@@ -26,7 +25,7 @@ TOKENIZER_FILE = "tokenizer.json"
 _TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 _WITH_POOLER = {"bert", "roberta", "xlm-roberta", "camembert", "mpnet"}
-MODEL_TYPES = _WITH_POOLER | {"distilbert", "electra", "modernbert", "deberta-v2"}
+MODEL_TYPES = _WITH_POOLER | {"distilbert", "electra", "modernbert"}
 
 
 class Encoder(nn.Module):
@@ -124,18 +123,12 @@ def load_encoder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         ArtifactError: files missing or unreadable, or an architecture that is no text encoder.
     """
-    quiet_transformers()
-    if not (folder / "config.json").is_file():
-        raise ArtifactError(f"{folder}: no config.json; expected an encoder in transformers layout")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        if config.model_type not in MODEL_TYPES:
-            expected = ", ".join(sorted(MODEL_TYPES))
-            raise ArtifactError(f"{folder}: a {config.model_type} model is no retriever; expected one of {expected}")
-        options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
-        return AutoModel.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="sdpa", **options)
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{folder}: cannot load the encoder: {str(error).splitlines()[0]}") from error
+    config = load_config(folder, "retriever", MODEL_TYPES)
+    options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
+    model: PreTrainedModel = load_weights(
+        AutoModel, folder, config=config, dtype=dtype, attn_implementation="sdpa", **options
+    )
+    return model
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
