@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ralm.artifacts.files import cache_folder
+from ralm.artifacts.files import cache_folder, read_json, write_json
 from ralm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -59,18 +60,19 @@ def hub_commit(source: str) -> str:
         return place.revision
     from huggingface_hub.errors import HfHubHTTPError
 
+    note = _cache() / "commits" / f"{hashlib.sha256(f'{place.repository}@{place.revision}'.encode()).hexdigest()}.json"
     with _hub_errors(source):
         try:
-            return str(_api().model_info(place.repository, revision=place.revision).sha)
+            commit = str(_api().model_info(place.repository, revision=place.revision).sha)
         except HfHubHTTPError:
             raise
         except Exception as error:
-            name = f"models--{place.repository.replace('/', '--')}"
-            reference = _cache() / name / "refs" / place.revision
-            if not reference.is_file():
+            if not note.is_file():
                 raise
-            logger.warning("%s: the hub cannot be reached (%s); using the cached version", source, error)
-            return reference.read_text(encoding="utf-8").strip()
+            logger.warning("%s: the hub cannot be reached (%s); using the version fetched before", source, error)
+            return str(read_json(str(note))["commit"])
+    write_json(note, {"source": source, "commit": commit})
+    return commit
 
 
 def fetch_hub_file(source: str) -> Path:
