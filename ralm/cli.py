@@ -94,7 +94,8 @@ def call_tracked(stage: Stage, arguments: dict[str, Any], *, parent_run_id: str 
 def describe(manifest: Manifest) -> str:
     """One line on an artifact for people."""
     counts = ", ".join(f"{name} {count:,}" for name, count in sorted(manifest.counts.items()))
-    return f"{manifest.kind} {'reused' if manifest.reused else 'done'}: {counts or 'no counts'} [{manifest.fingerprint[:12]}]"
+    state = "reused" if manifest.reused else "done"
+    return f"{manifest.kind} {state}: {counts or 'no counts'} [{manifest.fingerprint[:12]}]"
 
 
 class Outcome:
@@ -105,7 +106,7 @@ class Outcome:
 
 @contextmanager
 def exit_code() -> Iterator[Outcome]:
-    """Turn errors into exit codes and one line on stderr. SIGTERM ends the work like Ctrl-C, so that it can clean up."""
+    """Turn errors into exit codes and one line on stderr. SIGTERM ends the work like Ctrl-C, with its clean-up."""
     outcome = Outcome()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -180,7 +181,7 @@ def _parser(module: Any, **options: Any) -> Any:
     """An argument parser that raises `ConfigError` instead of printing its usage and exiting."""
     module.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-    class Parser(module.ArgumentParser):  # type: ignore[misc]
+    class Parser(module.ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
             raise ConfigError(f"{self.prog}: {_readable(message)}")
 
@@ -191,9 +192,9 @@ def _parser(module: Any, **options: Any) -> Any:
 
 
 def _readable(message: str) -> str:
-    """A parser's message on one line in our words.
+    r"""A parser's message on one line in our words.
 
-    >>> _readable('Parser key "config.k":\\n  Expected a <class \'int\'>. Got value: x')
+    >>> _readable('Parser key "config.k":\n  Expected a <class \'int\'>. Got value: x')
     'config.k: expected int, found x'
     """
     text = " ".join(message.split()).removeprefix("error: ")

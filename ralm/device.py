@@ -13,13 +13,13 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 def best_device() -> torch.device:
-    """A GPU where there is one, else the CPU. `RALM_DEVICE` (`cpu`, `cuda`, `cuda:1`, `mps`) overrides it."""
+    """A GPU where there is one, else the CPU; `RALM_DEVICE` (`cpu`, `cuda`, `cuda:1`, `mps`) overrides it."""
     wanted = os.environ.get("RALM_DEVICE", "")
     if wanted:
         try:
             device = torch.device(wanted)
         except RuntimeError as error:
-            raise ConfigError(f"RALM_DEVICE: expected a torch device such as cpu or cuda:0, found {wanted!r}") from error
+            raise ConfigError(f"RALM_DEVICE: expected a device such as cpu or cuda:0, found {wanted!r}") from error
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"RALM_DEVICE={wanted}: this machine has no CUDA device that torch can use")
         return device
@@ -29,7 +29,7 @@ def best_device() -> torch.device:
 def has_fast_bf16(device: torch.device) -> bool:
     """True where bf16 matrix products run on hardware units; elsewhere bf16 is emulated and slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""The error family: everything a user can cause is a `RalmError` that says what was found, what was expected and where."""
+"""The error family: what a user can cause is a `RalmError` that says what was found, what was expected and where."""
 
 from __future__ import annotations
 

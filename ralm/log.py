@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_logging(level: str | int | None = None) -> None:
-    """Send log lines to stderr: `HH:MM:SS level message`. The level may come from the environment (`RALM_LOG_LEVEL`)."""
+    """Send log lines to stderr: `HH:MM:SS level message`. The level may come from `RALM_LOG_LEVEL`."""
     logging.basicConfig(
         level=level or os.environ.get("RALM_LOG_LEVEL", "INFO").upper(),
         format="%(asctime)s %(levelname).1s %(message)s",

@@ -1,4 +1,4 @@
-"""What many tests share: a toy corpus, tiny random models with real tokenizers, one fixed seed, an own store per test."""
+"""What many tests share: a toy corpus, tiny random models with real tokenizers, an own store per test."""
 
 from __future__ import annotations
 

@@ -26,7 +26,10 @@ RECALL_CUTS = (1, 10, 100)
 
 
 def index(
-    *, embeddings: Location | list[Location], index: Location, config: IndexConfig = IndexConfig()  # noqa: B008
+    *,
+    embeddings: Location | list[Location],
+    index: Location,
+    config: IndexConfig = IndexConfig(),  # noqa: B008
 ) -> Manifest:
     """Build a search index from all shards of passage embeddings.
 
@@ -93,9 +96,7 @@ def _build(folder: Path, shards: Sequence[Artifact], config: IndexConfig) -> Con
     if not num_passages:
         raise DataError(f"{shards[0].location}: no vectors to index; the corpus is empty")
     dtype = np.float16 if config.dtype == "f16" else np.float32
-    matrix_ND: Any = np.lib.format.open_memmap(
-        folder / MATRIX, mode="w+", dtype=dtype, shape=(num_passages, dimension)
-    )
+    matrix_ND: Any = np.lib.format.open_memmap(folder / MATRIX, mode="w+", dtype=dtype, shape=(num_passages, dimension))
     ids_N, row = np.empty(num_passages, np.int64), 0
     for shard in shards:
         for place, _ in shard.tables():

@@ -174,11 +174,11 @@ def local_copy(location: Location, *, identity: str = "") -> Path:
     target = cache_folder("remote") / key / location.rstrip("/").rpartition("/")[2]
     if target.exists():
         return target
-    system, path = file_system(location)
+    system, remote = file_system(location)
     partial = target.parent / f".{uuid.uuid4().hex}"
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        system.get(path, str(partial), recursive=True)
+        system.get(remote, str(partial), recursive=True)
         with contextlib.suppress(OSError):  # another process may have fetched it first
             partial.rename(target)
     except FileNotFoundError as error:

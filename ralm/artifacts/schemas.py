@@ -92,7 +92,8 @@ PREDICTIONS: Final = _schema(
 
 def predictions_schema(metrics: list[str]) -> pa.Schema:
     """`predictions/1` with one float64 column for each metric of the task."""
-    return pa.schema([*PREDICTIONS, *(_field(name, pa.float64(), nullable=True) for name in metrics)], PREDICTIONS.metadata)
+    columns = [_field(name, pa.float64(), nullable=True) for name in metrics]
+    return pa.schema([*PREDICTIONS, *columns], PREDICTIONS.metadata)
 
 
 PASSAGE_IDS: Final = _schema("passage_ids/1", [_field("passage_id", pa.int64())])
@@ -130,4 +131,4 @@ def embeddings_schema(dimension: int, dtype: str, passage_encoder: str) -> pa.Sc
 
 def schema_name(schema: pa.Schema) -> str:
     """The name and version in a schema's metadata, empty where there is none."""
-    return (schema.metadata or {}).get(SCHEMA_KEY, b"").decode()
+    return str((schema.metadata or {}).get(SCHEMA_KEY, b"").decode())

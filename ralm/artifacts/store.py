@@ -228,12 +228,13 @@ def _check_output(output: Location) -> None:
     folder = local_path(output)
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{output}: expected a folder for the artifact, found a file")
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (MANIFEST, UNFINISHED)):
+    is_ours = (folder / MANIFEST).exists() or (folder / UNFINISHED).exists()
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours:
         raise ArtifactError(f"{output}: the folder holds files that are no artifact; give a new or empty folder")
 
 
 def _hand_over(output: Location, place: Location, manifest: Manifest) -> None:
-    """Put the artifact's files into the output folder (hard links where possible), or a manifest that points to them."""
+    """Put the artifact's files into the output folder (hard links where possible), or a manifest that names them."""
     if is_remote(output) or is_remote(place) or _by_reference.get():
         reference = encode_json(dataclasses.replace(manifest, data_uri=place).to_json())
         if is_remote(output):

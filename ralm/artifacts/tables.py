@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +18,7 @@ from ralm.errors import ArtifactError
 TEXT_ROW_GROUP_ROWS = 4096
 VECTOR_ROW_GROUP_ROWS = 65536
 
-Rows = pa.Table | pa.RecordBatch | Iterable[Mapping[str, Any]]
+Rows: TypeAlias = "pa.Table | pa.RecordBatch | Iterable[Mapping[str, Any]]"
 
 
 def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
@@ -64,7 +64,7 @@ class TableWriter:
             path,
             schema,
             compression="none" if is_vectors else "zstd",
-            use_dictionary=False if is_vectors else [name for name in ("title", "section", "kind") if name in schema.names],
+            use_dictionary=[name for name in ("title", "section", "kind") if name in schema.names],
             write_statistics=not is_vectors,
             store_schema=True,
             data_page_size=1 << 30 if is_vectors else None,
@@ -127,11 +127,14 @@ def open_parquet(location: Location, expected: str) -> pq.ParquetFile:
         raise ArtifactError(f"{location}: no readable Parquet file: {error}") from error
     found = schema_name(file.schema_arrow)
     if found != expected:
-        raise ArtifactError(f"{location}: expected a {expected} table, found {found or 'a table without a ralm schema'}")
+        found = found or "a table without a ralm schema"
+        raise ArtifactError(f"{location}: expected a {expected} table, found {found}")
     return file
 
 
-def read_table(locations: Location | Sequence[Location], expected: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    locations: Location | Sequence[Location], expected: str, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Read one table from one or several files, in the order given.
 
     Raises:

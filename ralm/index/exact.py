@@ -1,4 +1,4 @@
-"""Exact maximum-inner-product search: blocks of the matrix against all questions, memory bounded whatever the index size.
+"""Exact maximum-inner-product search: blocks of the matrix against all questions, in bounded memory.
 
 Shapes: B questions, N passages searched, K passages found per question, D embedding size.
 """

@@ -19,7 +19,7 @@ from ralm.artifacts.store import Contents, handing_over_by_reference, produce, s
 from ralm.errors import ArtifactError
 
 
-def make(output: Path | str, *, text: str = "content", config: dict | None = None, inputs: dict | None = None) -> Manifest:
+def make(output: Path, *, text: str = "content", config: dict | None = None, inputs: dict | None = None) -> Manifest:
     def build(folder: Path) -> Contents:
         (folder / "sub").mkdir()
         (folder / "sub" / "file.txt").write_text(text)
@@ -67,9 +67,7 @@ def test_a_failed_build_publishes_nothing_and_keeps_the_earlier_output(tmp_path:
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        produce(
-            str(tmp_path / "out"), kind="thing", stage="make", stage_version=2, inputs={}, config={}, build=build
-        )
+        produce(str(tmp_path / "out"), kind="thing", stage="make", stage_version=2, inputs={}, config={}, build=build)
     assert files_of(tmp_path / "out") == before
     assert not list((ralm_home / "store" / ".work").iterdir())
 
