@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
@@ -104,7 +105,7 @@ def _pip_download(package: PackageFile, folder: Path) -> Path:
 def _run_pip(options: list[str]) -> str:
     """Run `pip download` with a progress bar; returns what it printed."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar=raw", *options]
+    command += [f"--progress-bar={_progress_option()}", *options]
     lines = []
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
@@ -118,6 +119,16 @@ def _run_pip(options: list[str]) -> str:
             else:
                 lines.append(line)
     return "".join(lines)
+
+
+def _progress_option() -> str:
+    """`raw` prints counts that a program can read; pip has it since 24.1."""
+    try:
+        numbers = metadata.version("pip").split(".")
+    except metadata.PackageNotFoundError as error:
+        command = f"{sys.executable} -m ensurepip"
+        raise DataError(f"pypi:// sources are fetched with pip, which this Python lacks; run: {command}") from error
+    return "raw" if (int(numbers[0]), int(numbers[1])) >= (24, 1) else "off"
 
 
 def _unpack(archive: Path, package: PackageFile, target: Path, wanted: set[str], source: str) -> None:

@@ -66,6 +66,21 @@ def test_missing_packages_and_paths(wheels: Path, ralm_home: Path) -> None:
     assert leftovers == []
 
 
+@pytest.mark.parametrize(("version", "option"), [("23.2.1", "off"), ("24.1", "raw"), ("25.0.dev1", "raw")])
+def test_old_pip_has_no_readable_progress(monkeypatch: pytest.MonkeyPatch, version: str, option: str) -> None:
+    monkeypatch.setattr(pypi.metadata, "version", lambda _: version)
+    assert pypi._progress_option() == option
+
+
+def test_python_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise pypi.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(pypi.metadata, "version", missing)
+    with pytest.raises(DataError, match="-m ensurepip"):
+        fetch_file("pypi://toy-data==1.0!toy_data/a.txt")
+
+
 def test_pinned_checksums_of_inner_files(wheels: Path, tmp_path: Path) -> None:
     right = hashlib.sha256(b"one").hexdigest()
     target = tmp_path / "target"
