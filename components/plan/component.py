@@ -1,0 +1,50 @@
+"""KFP declaration of `plan`."""
+
+from typing import List, NamedTuple  # noqa: UP035 - KFP reads these annotations
+
+from kfp import dsl
+
+from components.images import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def plan_op(
+    recipes: str,
+    recipe: str,
+    passages: str = "",
+    questions: str = "",
+    model: str = "",
+    retriever: str = "",
+    reader: str = "",
+    num_shards: int = 0,
+    num_passages: int = 0,
+    num_steps: int = 0,
+    learning_rate: float = 0.0,
+    seed: int = -1,
+    settings: str = "{}",
+) -> NamedTuple(
+    "Plan",
+    [
+        ("Output", List[int]),  # noqa: UP006
+        ("num_shards", int),
+        ("passages", str),
+        ("questions", str),
+        ("model", str),
+        ("retriever", str),
+        ("reader", str),
+        ("download", str),
+        ("embed", str),
+        ("index", str),
+        ("train", str),
+        ("evaluate", str),
+        ("report", str),
+        ("register", str),
+    ],
+):
+    """Merge the recipe with the pipeline's inputs into the config of each stage."""
+    from components.plan.stage import Changes, plan
+
+    sources = {"passages": passages, "questions": questions, "model": model, "retriever": retriever, "reader": reader}
+    numbers = {"num_shards": num_shards, "num_passages": num_passages, "num_steps": num_steps, "seed": seed}
+    changes = Changes(**sources, **numbers, learning_rate=learning_rate, settings=settings)
+    return plan(recipes=recipes, recipe=recipe, changes=changes)

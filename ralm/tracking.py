@@ -1,0 +1,345 @@
+"""MLflow runs: one parent run for a pipeline run, a child for each stage. Nothing here may cost a finished artifact.
+
+The rules, in this order: `MLFLOW_RUN_ID` is set (a pipeline backend made a run for this task) -> that run is resumed;
+`parent_run_id` is given -> a child of it; else a run of its own. Runs go to `MLFLOW_TRACKING_URI`, or to a sqlite
+database in `$RALM_HOME` where that is not set. `RALM_TRACKING=off` turns all off. `mlflow` is imported on first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import math
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ralm.artifacts.files import exists, join, local_copy, ralm_home, read_json
+from ralm.artifacts.manifest import Manifest
+from ralm.artifacts.store import stored_location
+from ralm.errors import ConfigError, RalmError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT: Final = "ralm"
+KFP_RUN_TAG: Final = "kfp.run_id"
+RALM_RUN_TAG: Final = "ralm.run_id"
+MAX_DIGEST = 36
+MAX_PARAMETER = 6000
+PARAMETERS_IN_A_REQUEST = 100
+SMALL_FILES: Final = ("manifest.json", "metrics.json", "report.html", "registration.json")
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_active_run_id: str = ""
+
+
+def is_enabled() -> bool:
+    """False where `RALM_TRACKING=off`.
+
+    Raises:
+        ConfigError: the variable has another value than `on` and `off`.
+    """
+    setting = os.environ.get("RALM_TRACKING", "on").lower()
+    if setting not in ("on", "off"):
+        raise ConfigError(f"RALM_TRACKING: expected on or off, found {setting!r}")
+    return setting == "on"
+
+
+def tracking_uri() -> str:
+    """Where runs are kept: `MLFLOW_TRACKING_URI`, else the sqlite database of this user."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ralm_home() / 'mlflow.db'}"
+
+
+def has_registry() -> bool:
+    """True if there is a database or server to ask; costs no import and makes no database."""
+    return is_enabled() and (bool(os.environ.get("MLFLOW_TRACKING_URI")) or (ralm_home() / "mlflow.db").exists())
+
+
+def connect() -> MlflowClient:
+    """Open the tracking store, after creating or migrating the local database and making the experiment.
+
+    Only one process at a time does this, so that processes that start together do not migrate one database at once.
+    """
+    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = tracking_uri()
+    home = ralm_home()
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient(uri)
+        if not os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            mlflow.set_experiment(experiment_id=_experiment_id(client, is_local=uri.startswith("sqlite:")))
+    return client
+
+
+def _experiment_id(client: MlflowClient, *, is_local: bool) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = (ralm_home() / "mlartifacts").as_uri() if is_local else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def start_parent_run(name: str, *, kfp_run_id: str, params: Mapping[str, object]) -> str:
+    """Make (or find, when the task is run again) the parent run of a pipeline run.
+
+    Returns:
+        Its id; empty where tracking is off, is not reachable, or the pipeline backend makes the runs itself.
+    """
+    if not is_enabled() or os.environ.get("MLFLOW_RUN_ID"):
+        return ""
+    return _guarded(lambda: _start_parent_run(name, kfp_run_id, params)) or ""
+
+
+def _start_parent_run(name: str, kfp_run_id: str, params: Mapping[str, object]) -> str:
+    import mlflow
+
+    client = connect()
+    found = _find_runs(client, KFP_RUN_TAG, kfp_run_id)
+    if found:
+        return found[0]
+    tags = {KFP_RUN_TAG: kfp_run_id, RALM_RUN_TAG: os.environ.get("RALM_RUN_ID", kfp_run_id), **_source_tags()}
+    run = mlflow.start_run(run_name=name, tags=tags)
+    run_id = str(run.info.run_id)
+    client.log_batch(run_id, params=_parameters(params))
+    mlflow.end_run("RUNNING")
+    return run_id
+
+
+def finish_parent_run(*, tag: str, value: str, status: str) -> None:
+    """Close the parent run that carries a tag.
+
+    Args:
+        tag: `KFP_RUN_TAG` or `RALM_RUN_TAG`.
+        value: the run's value of that tag.
+        status: FINISHED, FAILED or KILLED.
+    """
+    if not is_enabled() or os.environ.get("MLFLOW_RUN_ID"):
+        return
+
+    def finish() -> None:
+        client = connect()
+        for run_id in _find_runs(client, tag, value):
+            client.set_terminated(run_id, status)
+
+    _guarded(finish)
+
+
+def _find_runs(client: MlflowClient, tag: str, value: str) -> list[str]:
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{tag}` = '{value}'")
+    return [str(run.info.run_id) for run in runs]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRun:
+    """The MLflow run of a stage; `run_id` is empty where nothing is tracked."""
+
+    run_id: str = ""
+
+    def record(self, manifest: Manifest, arguments: Mapping[str, object]) -> None:
+        """Write what the stage was given and made: settings, input artifacts, counts, metrics, small files.
+
+        Args:
+            manifest: what the stage returned.
+            arguments: what it was called with; tells the locations of the inputs.
+        """
+        if not self.run_id:
+            return
+        log_params({**plain_values(arguments), "config": manifest.config, "seed": manifest.seed})
+        _guarded(lambda: _log_inputs(self.run_id, manifest, arguments))
+        _guarded(lambda: _log_output(manifest))
+
+
+@contextlib.contextmanager
+def stage_run(stage: str, *, parent_run_id: str = "") -> Iterator[StageRun]:
+    """Keep an MLflow run open while a stage works; `ralm/cli.py` wraps the call of the stage in it.
+
+    Inside, `log_params`, `log_metrics` and `log_artifact` write to this run. It ends FINISHED, FAILED on an exception,
+    KILLED on an interrupt. Where MLflow cannot be reached the stage runs all the same, with a warning.
+
+    Args:
+        stage: name of the stage, the run's name.
+        parent_run_id: the pipeline's run; empty outside a pipeline.
+    """
+    global _active_run_id
+    run_id = (_guarded(lambda: _open_run(stage, parent_run_id)) or "") if is_enabled() else ""
+    _active_run_id = run_id
+    status = "FAILED"
+    try:
+        yield StageRun(run_id)
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        _active_run_id = ""
+        if run_id:
+            _guarded(lambda: _close_run(status))
+
+
+def _open_run(stage: str, parent_run_id: str) -> str:
+    import mlflow
+
+    connect()
+    tags = {"ralm.stage": stage, **_source_tags()}
+    if os.environ.get("MLFLOW_RUN_ID"):
+        run = mlflow.start_run(log_system_metrics=True)
+        mlflow.set_tags(tags)
+    else:
+        run = mlflow.start_run(run_name=stage, parent_run_id=parent_run_id or None, tags=tags, log_system_metrics=True)
+    return str(run.info.run_id)
+
+
+def _close_run(status: str) -> None:
+    import mlflow
+
+    mlflow.end_run(status)
+
+
+def log_params(params: Mapping[str, object]) -> None:
+    """Write settings to the stage's run; does nothing outside one."""
+
+    def log(run_id: str, client: MlflowClient) -> None:
+        values = _parameters(params)
+        for start in range(0, len(values), PARAMETERS_IN_A_REQUEST):
+            client.log_batch(run_id, params=values[start : start + PARAMETERS_IN_A_REQUEST])
+
+    if params:
+        _on_active_run(log)
+
+
+def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+    """Write numbers to the stage's run; does nothing outside one. Values that are no finite numbers are left out."""
+
+    def log(run_id: str, client: MlflowClient) -> None:
+        import mlflow
+
+        finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        mlflow.log_metrics(finite, step=step, run_id=run_id)
+
+    if metrics:
+        _on_active_run(log)
+
+
+def log_artifact(path: Path | str) -> None:
+    """Attach one small file to the stage's run; does nothing outside one."""
+    _on_active_run(lambda run_id, client: client.log_artifact(run_id, str(path)))
+
+
+def _log_output(manifest: Manifest) -> None:
+    place = stored_location(manifest)
+    numbers = _numbers(manifest.counts, "counts.")
+    for name, prefix in (("metrics.json", ""), ("timings.json", "timings.")):
+        if exists(join(place, name)):
+            numbers |= _numbers(read_json(join(place, name)), prefix)
+    log_metrics(numbers)
+    for name in SMALL_FILES:
+        if exists(join(place, name)):
+            log_artifact(local_copy(join(place, name), identity=manifest.fingerprint))
+
+
+def _log_inputs(run_id: str, manifest: Manifest, arguments: Mapping[str, object]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.tracking import MlflowClient
+
+    datasets = []
+    for name, fingerprint in manifest.inputs.items():
+        source = json.dumps({"uri": arguments.get(name, ""), "fingerprint": fingerprint}, default=str)
+        dataset = Dataset(name=name, digest=fingerprint[:MAX_DIGEST], source_type="artifact", source=source)
+        datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", manifest.stage)]))
+    if datasets:
+        MlflowClient().log_inputs(run_id, datasets)
+
+
+def _on_active_run(log: Callable[[str, MlflowClient], None]) -> None:
+    run_id = _active_run_id
+    if not run_id:
+        return
+
+    def call() -> None:
+        from mlflow.tracking import MlflowClient
+
+        log(run_id, MlflowClient())
+
+    _guarded(call)
+
+
+def _guarded(call: Callable[[], T]) -> T | None:
+    """Tracking may fail for any reason (server, disk, lock); the stage must not, so the failure is only told."""
+    try:
+        return call()
+    except RalmError:
+        raise
+    except Exception as error:
+        logger.warning("tracking: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        return None
+
+
+def _parameters(params: Mapping[str, object]) -> list[Any]:
+    from mlflow.entities import Param
+
+    return [Param(key, str(value)[:MAX_PARAMETER]) for key, value in flatten(params).items()]
+
+
+def plain_values(arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments that are no config: places, shard numbers."""
+    return {name: value for name, value in arguments.items() if not dataclasses.is_dataclass(value)}
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings with dotted names.
+
+    Example:
+        >>> flatten({"config": {"seed": 1, "optimizer": {"name": "adam"}}})
+        {'config.seed': 1, 'config.optimizer.name': 'adam'}
+    """
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _numbers(content: Mapping[str, object], prefix: str) -> dict[str, float]:
+    """The numbers in a JSON document, by names that MLflow allows (`recall@10` becomes `recall_at_10`)."""
+    return {
+        key.replace("@", "_at_"): float(value)
+        for key, value in flatten(content, prefix).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def git_commit() -> str:
+    """The commit this code was built from: `RALM_GIT_COMMIT` in an image, the checkout's head elsewhere, or empty."""
+    known = os.environ.get("RALM_GIT_COMMIT", "")
+    root = Path(__file__).resolve().parents[1]
+    if known or not (root / ".git").exists():
+        return known
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def _source_tags() -> dict[str, str]:
+    commit = git_commit()
+    return {"mlflow.source.git.commit": commit} if commit else {}
