@@ -11,6 +11,8 @@ def name_set(names: str) -> frozenset[str]:
 
 
 _TAG = re.compile(r"<(?:!--|(/?)([a-zA-Z][a-zA-Z0-9]*)((?:\s[^<>]*|/)?)>)")
+_PLAIN_REFERENCE = re.compile(r"<ref(?:\s[^<>]*[^<>/]|\s*)>[^<]*</ref>|<ref\s[^<>]*/>")
+"""Most references; removed by the regex engine alone, before the others are looked at one by one."""
 _STRAY = re.compile(
     r"</?(?:ref|references|div|span|font|br|center|small|big|sup|sub|table|tr|td|th|p|li|ul|ol|nowiki|math|gallery"
     r"|blockquote|code|noinclude|includeonly|onlyinclude)\b[^<>\n]{0,200}>?",
@@ -29,26 +31,22 @@ _CLOSERS = {
 _REF_END = re.compile(r"</ref\s*/?>|<ref\s*/>|(<ref(?=[\s>])[^<>]*(?<!/)>)", re.IGNORECASE)
 _SHIELDED = "[]{}|'=*#:;<>_-!"
 _SHIELD = {ord(character): 0xE000 + place for place, character in enumerate(_SHIELDED)}
-_RESTORE = {chr(code): chr(character) for character, code in _SHIELD.items()}
-_PROTECTED = re.compile("[\ue000-\ue020]")
-_LINE_BREAK = "\ue020"
+PROTECTED = {chr(code): chr(character) for character, code in _SHIELD.items()}
+"""Stand-ins for the characters of `<nowiki>` text, which the later passes must not read as markup."""
+LINE_BREAK = "\ue020"
 """Stands for `<br>` until lines have been read: a space in prose, a comma in an infobox value."""
 _SIMPLE_MATH = re.compile(r"[\w\s.,+*/=()<>^!-]{1,40}")
 
 
-def restore(text: str, line_break: str = " ") -> str:
-    """Put back the characters that `strip_tags` protected from the later passes."""
-    return _PROTECTED.sub(lambda match: _RESTORE.get(match[0], line_break), text)
-
-
 def strip_tags(text: str) -> str:
-    """Remove comments, references and tags; `<nowiki>` content comes out protected (see `restore`).
+    """Remove comments, references and tags; `<nowiki>` content comes out protected (see `PROTECTED`).
 
     HTML tables become wikitext tables, `<br>` a placeholder, block elements line ends. An element without its end tag
     loses its tags or at most the rest of its line, never the rest of the article. Linear in the length of the text.
     """
     if "<" not in text:
         return text
+    text = _PLAIN_REFERENCE.sub("", text)
     pieces: list[str] = []
     missing: set[str] = set()
     position = 0
@@ -85,7 +83,7 @@ def _line_end(text: str, start: int) -> int:
 def _read_tag(text: str, end: int, closing: bool, name: str, attributes: str, missing: set[str]) -> tuple[str, int]:
     """What a tag is replaced with, and where reading goes on."""
     if name == "br":
-        return _LINE_BREAK, end
+        return LINE_BREAK, end
     if name in _BLOCKS:
         return "\n", end
     if name == "table":

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from ralm.corpus.site import DROPPED_LINKS, Site
-from ralm.corpus.tags import name_set, restore, strip_tags
+from ralm.corpus.tags import LINE_BREAK, PROTECTED, name_set, strip_tags
 from ralm.corpus.templates import infobox_fields, is_infobox, template_text
 
 MAX_LINK_CHARS = 10_000
@@ -66,23 +66,26 @@ _VARIANT = re.compile(r"-\{(?!\{)([^{}]*)\}-")
 _MAGIC = re.compile(r"__([^\W\d_]{3,})__")
 _LINE_MARKUP = re.compile(r"\n[ \t]*(?:-{4,}|(?:[*#:;]+[ \t]*)?(?:\{\||\|).*|![^\n]*(?:\||!!).*|[*#:;]+[ \t]*)")
 """Rules, list marks, and table rows that are left; the text begins with a line end."""
-_INVISIBLE = "\xad\u200b\u200e\u200f\u2060\ufeff"
-_OTHER_SPACES = re.compile(rf"[{_INVISIBLE}\x0b\f\x85\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
-_SPACES = re.compile(
-    r"([\xad\u200b\u200e\u200f\u2060\ufeff])|[\x0b\f\x85\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_SPACES = (
+    "\x0b\f\x85\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-_SPACES = re.compile(r" {2,}")
+_INVISIBLE = "\xad\u200b\u200e\u200f\u2060\ufeff"
+_PROSE = {**PROTECTED, **dict.fromkeys(_SPACES, " "), **dict.fromkeys(_INVISIBLE, ""), LINE_BREAK: " "}
+_VALUE = {**_PROSE, LINE_BREAK: "\n"}
+_REPLACED = re.compile(f"[{''.join(_PROSE)}]")
+"""Characters that the tag pass protected, and white space other than the plain kind."""
 _EMPTY_LINES = re.compile(r"\n[ \n]+")
 _ENTITY = re.compile(r"&(?:amp;)*(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,30});")  # `&amp;lt;`: escaped twice
 _BRACKETS = re.compile(r"\((?:\s*[,;:](?=[\s,;:)]))*\s*(\)?)")
 """What is left of brackets whose templates are gone: `( )`, `(; from`."""
 _SPACE_BEFORE = re.compile(r" ([,.;:)])(?=\s|$)")
-_HEADING = re.compile(r"^(={1,6})[ \t]*(.*?)[ \t]*(={1,6})[ \t]*$", re.MULTILINE)
+_HEADING = re.compile(r"\n(={1,6})[ \t]*(.*?)[ \t]*(={1,6})[ \t]*(?=\n|$)")
 _STRAY_HEADING = re.compile(r"^={2,6}[ \t]*([^=\n]*?)[ \t]*={0,6}(?=[^=\n]*$)", re.MULTILINE)
 _BROKEN_MARKUP = re.compile(r"\[\[|\]\]|\{\{+|\}\}+|\{\||\|\}|\[(?=https?:)")
 
 
-_ANY_MARKUP = re.compile(r"[^\w.,:/%$+ -]|__|-\{|  ")
+_NEXT_FIELD = "\n==\x00\n"
+_LINE_ENDS = re.compile(r"\s*,?\s*\n\s*")
 
 
 class _Open:
@@ -106,25 +109,26 @@ class _Scanner:
 
     def run(self) -> str:
         text, out, position = self.text, self.out, 0
+        append = out.append
         for match in _TOKEN.finditer(text):
             kind = match.lastindex or _URL
             start, end = match.span()
-            out.append(text[position:start])
+            append(text[position:start])
             position = end
             if kind <= _LABEL:
                 target, label = match.group(1, 2)
-                out.append(label if label and ":" not in target else link_text(target, label, self.site))
+                append(label if label and ":" not in target else link_text(target, label, self.site))
             elif kind == _TEMPLATE:
-                out.append(template_text(match[_TEMPLATE]))
+                append(template_text(match[_TEMPLATE]))
             elif kind == _URL:
-                out.append(match[_URL] or "")
+                append(match[_URL] or "")
             elif kind == _HEADING_START:
                 self.stack.clear()  # an unclosed construct ends here
                 self.in_lead = False
-                out.append("\n==")
+                append("\n==")
             else:
                 self._bracket(kind, match, start, end)
-        out.append(text[position:])
+        append(text[position:])
         return "".join(out)
 
     def _bracket(self, kind: int, match: re.Match[str], start: int, end: int) -> None:
@@ -198,8 +202,8 @@ class _Scanner:
         if is_infobox(raw, in_lead=self.in_lead):
             lines = [
                 f"{name}: {value}"
-                for name, wikitext in infobox_fields(raw)
-                if (value := clean_value(wikitext, self.site)) and not _MEDIA_FILE.search(value)
+                for name, value in clean_fields(list(infobox_fields(raw)), self.site)
+                if value and not _MEDIA_FILE.search(value)
             ]
             if lines:
                 self.infoboxes.append("\n".join(lines))
@@ -251,12 +255,21 @@ def parse_article(wikitext: str, site: Site) -> Article:
 
 
 def clean_value(wikitext: str, site: Site) -> str:
-    """One infobox value on one line; its lines and list items are joined by `, `."""
-    if not _ANY_MARKUP.search(wikitext):
-        return wikitext.strip()
-    scanner = _Scanner("\n" + wikitext, site)
-    text = _clean_lines(scanner.run(), line_break="\n")
-    return re.sub(r"\s*,?\s*\n\s*", ", ", _HEADING.sub(r"\2", text).strip())
+    """The argument of a template on one line."""
+    return clean_fields([("", wikitext)], site)[0][1]
+
+
+def clean_fields(fields: list[tuple[str, str]], site: Site) -> list[tuple[str, str]]:
+    """Infobox values as text on one line each; their lines and list items are joined by `, `.
+
+    One run cleans all values: between two of them stands a heading, which also ends what is unclosed.
+    """
+    if not fields:
+        return []
+    scanner = _Scanner("\n" + _NEXT_FIELD.join(value for _, value in fields), site)
+    values = _clean_lines(scanner.run(), line_break="\n").split(_NEXT_FIELD.strip())
+    lines = (_LINE_ENDS.sub(", ", _HEADING.sub(r"\n\2", value).strip()) for value in values)
+    return [(name, value) for (name, _), value in zip(fields, lines, strict=True)]
 
 
 def _prepare(wikitext: str) -> str:
@@ -290,14 +303,13 @@ def _clean_lines(text: str, line_break: str = " ") -> str:
         text = _BROKEN_MARKUP.sub("", text)
     if "&" in text:
         text = _ENTITY.sub(_character, text)
-    text = restore(text, line_break)
-    if "(" in text:
-        text = _BRACKETS.sub(_bracket_start, text)
     text = text.replace("\xa0", " ").replace("\t", " ")
     if not text.isascii():
-        text = _OTHER_SPACES.sub(_space, text)
-    if "  " in text:
-        text = _SPACES.sub(" ", text)
+        text = _REPLACED.sub(_restore_value if line_break == "\n" else _restore_prose, text)
+    if "(" in text:
+        text = _BRACKETS.sub(_bracket_start, text)
+    while "  " in text:  # faster than a regular expression
+        text = text.replace("  ", " ")
     text = _EMPTY_LINES.sub("\n", text.replace(" \n", "\n"))
     return _SPACE_BEFORE.sub(r"\1", text)
 
@@ -306,8 +318,12 @@ def _bracket_start(match: re.Match[str]) -> str:
     return "" if match[1] else "("
 
 
-def _space(match: re.Match[str]) -> str:
-    return "" if match[0] in _INVISIBLE else " "
+def _restore_prose(match: re.Match[str]) -> str:
+    return _PROSE[match[0]]
+
+
+def _restore_value(match: re.Match[str]) -> str:
+    return _VALUE[match[0]]
 
 
 def _character(match: re.Match[str]) -> str:
