@@ -18,7 +18,8 @@ from ralm.retriever.vectors import read_vectors
 
 
 def vectors(location: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    (place, _), *_ = open_artifact(str(location), "embeddings").tables()
+    shard = next(Path(location).glob("shard-*-of-*/"), location)
+    (place, _), *_ = open_artifact(str(shard), "embeddings").tables()
     return read_vectors(place)
 
 

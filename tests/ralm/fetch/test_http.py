@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -145,3 +149,35 @@ def test_two_at_a_time_fetch_it_once(site: Any) -> None:
         thread.join()
     assert found == [BODY] * 4
     assert len(site.gets) == 1
+
+
+KILLED = """
+import os, signal, sys
+from ralm.log import progress
+from ralm.sources import fetch_file
+
+update = progress.update
+
+def dying(self, count=1, note=""):
+    update(self, count, note)
+    if self.done >= 1 << 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+progress.update = dying
+fetch_file(sys.argv[1], sha256=sys.argv[2])
+"""
+
+
+def test_a_killed_download_goes_on(site: Any, ralm_home: Path) -> None:
+    body = BODY * 4
+    site.files["/dump"] = body
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    command = [sys.executable, "-c", KILLED, f"{site.url}/dump", sha256(body)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    (part,) = parts(ralm_home)
+    kept = part.stat().st_size
+    assert 0 < kept < len(body)
+    site.requests.clear()
+    path = fetch_file(f"{site.url}/dump", sha256=sha256(body))
+    assert path.read_bytes() == body
+    assert site.gets == [f"bytes={kept}-"]
