@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from components.embed.config import EmbedConfig
-from ralm.artifacts.files import Location
+from ralm.artifacts.files import Location, join
 from ralm.artifacts.manifest import Artifact, Manifest, open_artifact
 from ralm.artifacts.schemas import embeddings_schema
 from ralm.artifacts.store import Contents, produce
@@ -45,7 +45,7 @@ def embed(
     Args:
         passages: A passages artifact.
         model: A model artifact; only its passage encoder is used.
-        embeddings: Folder that receives the shard, an embeddings artifact.
+        embeddings: Folder that receives the embeddings artifact; with several shards each gets a folder in it.
         shard: Which shard, from 0.
         num_shards: Into how many shards the passages are cut.
         config: How they are encoded and stored.
@@ -82,7 +82,7 @@ def embed(
         )
 
     return produce(
-        embeddings,
+        embeddings if num_shards == 1 else join(embeddings, f"shard-{shard:05d}-of-{num_shards:05d}"),
         kind="embeddings",
         stage="embed",
         stage_version=STAGE_VERSION,
