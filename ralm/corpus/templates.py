@@ -44,7 +44,7 @@ _WORDS = {
 }
 _FIRST = name_set(
     "nowrap nobr small big smaller larger nobold bold strong em abbr sic tooltip frac angbr vanchor anchor lc: uc: key "
-    "ucfirst: keypress linktext noitalic mvar val"
+    "ucfirst: keypress linktext noitalic mvar val quote blockquote cquote quotation bquote"
 ) | {"visible anchor", "as written", "not a typo", "no italic"}
 """Templates that show their first argument."""
 _SECOND = name_set("lang transl transliteration wikt-lang color")
@@ -68,7 +68,7 @@ def template_text(raw: str, clean: Callable[[str], str] | None = None) -> str:
         return _measure(_positional(raw))
     if name.startswith("formatnum:"):
         return raw.partition(":")[2].strip()
-    place = 0 if name in _FIRST else 1 if name in _SECOND else -1
+    place = 0 if name in _FIRST or name.startswith("lang-") else 1 if name in _SECOND else -1
     if place < 0:
         return ""
     values = _positional(raw)
@@ -145,13 +145,13 @@ def _template_name(raw: str) -> str:
 
 
 def _positional(raw: str) -> list[str]:
-    """Positional arguments, also those written `1=...`."""
+    """Positional arguments, also those written `1=...`, and the words of a quotation."""
     values = []
     for argument in split_arguments(raw)[1:]:
         name, equals, value = argument.partition("=")
         if not equals:
             values.append(argument)
-        elif name.strip().isdecimal():
+        elif name.strip().isdecimal() or name.strip() in ("text", "quote"):
             values.append(value)
     return values
 

@@ -255,8 +255,9 @@ def parse_article(wikitext: str, site: Site) -> Article:
 
 
 def clean_value(wikitext: str, site: Site) -> str:
-    """The argument of a template on one line."""
-    return clean_fields([("", wikitext)], site)[0][1]
+    """The argument of a template in a sentence, on one line."""
+    scanner = _Scanner("\n" + wikitext, site)
+    return " ".join(_clean_lines(scanner.run()).split())
 
 
 def clean_fields(fields: list[tuple[str, str]], site: Site) -> list[tuple[str, str]]:

@@ -47,6 +47,8 @@ def text_of(wikitext: str, site: Site = SITE) -> str:
         ("<gallery>\nFile:a.jpg|x\n</gallery>after", "after"),
         ("[[Mercury (planet)|]] [[Foo#Bar]]", "Mercury Foo#Bar"),
         ("{{{1|default}}}text", "text"),
+        ("He said:\n{{quote|text=All [[men]]\nare equal.|author=X}}", "He said:\nAll men are equal."),
+        ("Kabul ({{lang-ps|کابل}})", "Kabul (کابل)"),
     ],
 )
 def test_markup_becomes_plain_text(wikitext: str, expected: str) -> None:
