@@ -14,6 +14,7 @@ from typing import Protocol
 
 import zstandard
 
+from ralm.corpus.multistream import decompress_segments
 from ralm.errors import DataError
 
 READ_BYTES = 1 << 18
@@ -55,12 +56,18 @@ def read_chunks(path: Path) -> Iterator[bytes]:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(4)
-            file.seek(0)
+            head, start = file.read(4), 0
+            if head.startswith(b"BZh"):
+                for end, data in decompress_segments(path):
+                    yield data
+                    start = end
+                if start and start == path.stat().st_size:
+                    return
+            file.seek(start)
             blocks = iter(lambda: file.read(READ_BYTES), b"")
             for magic, (name, new_decoder) in _DECODERS.items():
                 if head.startswith(magic):
-                    yield from _decompress(path, blocks, magic, name, new_decoder)
+                    yield from _decompress(path, blocks, start, name, new_decoder)
                     return
             yield from blocks
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -68,10 +75,9 @@ def read_chunks(path: Path) -> Iterator[bytes]:
 
 
 def _decompress(
-    path: Path, blocks: Iterator[bytes], magic: bytes, name: str, new_decoder: Callable[[], _Decoder]
+    path: Path, blocks: Iterator[bytes], done: int, name: str, new_decoder: Callable[[], _Decoder]
 ) -> Iterator[bytes]:
     decoder: _Decoder | None = None
-    done = 0
     for block in blocks:
         data = block
         while data:

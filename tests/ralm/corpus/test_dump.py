@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import re
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ralm.corpus.compressed import read_lines
+from ralm.corpus.compressed import read_chunks, read_lines
 from ralm.corpus.dump import RawPage, read_dump
 from ralm.errors import DataError
 
@@ -84,6 +85,32 @@ def test_oversized_page_is_skipped_and_counted(tmp_path: Path, monkeypatch: pyte
     pages, counts = pages_of(DUMP)
     assert [page.title for page in pages] == ["Broken page"]
     assert counts["skipped_oversized_pages"] == 1
+
+
+def multistream(path: Path, streams: int) -> bytes:
+    """A bz2 file of text that does not compress, in many streams."""
+    pieces = [hashlib.shake_128(bytes([number])).hexdigest(20_000).encode() for number in range(streams)]
+    path.write_bytes(b"".join(map(bz2.compress, pieces)))
+    return b"".join(pieces)
+
+
+def test_many_streams_are_decompressed_in_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bz2"
+    content = multistream(path, 60)
+    for segment_bytes, longest in [(1000, 50_000), (100_000, 200_000), (1, 10), (100_000, 110_000)]:
+        monkeypatch.setattr("ralm.corpus.multistream.SEGMENT_BYTES", segment_bytes)
+        monkeypatch.setattr("ralm.corpus.multistream.MAX_SEGMENT_BYTES", longest)
+        assert b"".join(read_chunks(path)) == content
+    monkeypatch.setattr("ralm.corpus.multistream.SEGMENT_BYTES", 1000)
+    monkeypatch.setattr("ralm.corpus.multistream.MAX_SEGMENT_BYTES", 50_000)
+    whole = path.read_bytes()
+    for cut in (len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=f"at byte {cut}: the file is truncated"):
+            b"".join(read_chunks(path))
+    path.write_bytes(whole[:300_000] + b"x" * 40 + whole[300_040:])
+    with pytest.raises(DataError, match="damaged bz2 data near byte"):
+        b"".join(read_chunks(path))
 
 
 @pytest.mark.parametrize("encode", [bz2.compress, gzip.compress, zstandard.compress])
