@@ -1,7 +1,7 @@
 """The sub-graph that encodes all passages with a model and builds the index: used before and after training.
 
-It is a graph of its own, and not a function that adds tasks to the caller's graph, because kfp 2.17's local runner gives
-a loop the loop's item in place of every other task output of the same graph.
+It is a graph of its own, and not a function that adds tasks to the caller's graph, because kfp 2.17's local runner
+gives a loop the loop's item in place of every other task output of the same graph.
 """
 
 from typing import List  # noqa: UP035 - KFP reads these annotations

@@ -100,9 +100,7 @@ class RalmModel(PythonModel):  # type: ignore[misc]
         return [json.dumps(answer.to_json(), ensure_ascii=False) for answer in self._answerer.answer(model_input, k=k)]
 
 
-def register_pair(
-    pair: Pair, *, metric: str, value: float, questions: str, tags: dict[str, str]
-) -> Registration:
+def register_pair(pair: Pair, *, metric: str, value: float, questions: str, tags: dict[str, str]) -> Registration:
     """Register a pair once, and make it the champion if its figure is higher than the present champion's.
 
     Args:
@@ -142,8 +140,8 @@ def promote(client: MlflowClient, name: str, version: str, alias: str, *, measur
     champion = _version_of(client, name, CHAMPION)
     if champion != measured_against:
         raise RalmError(
-            f"{name}: version {version} was measured against champion {measured_against or 'none'}, but the champion is "
-            f"now {champion or 'none'}; register again"
+            f"{name}: version {version} was measured against champion {measured_against or 'none'}, but the champion "
+            f"is now {champion or 'none'}; register again"
         )
     client.set_registered_model_alias(name, alias, version)
     if alias == CHAMPION and _version_of(client, name, CHALLENGER) == version:

@@ -112,7 +112,7 @@ def _register(opened: dict[str, Artifact], scored: Artifact, config: RegisterCon
         "ralm.index": fingerprints["index"],
         "ralm.index_uri": places["index"],
         "ralm.corpus": fingerprints["passages"],
-        "ralm.dump_date": str(details.get("dump_date", "")),
+        "ralm.dump_date": str(details.get("date", "")),
         "ralm.git_commit": tracking.git_commit(),
     }
     outcome = register_pair(

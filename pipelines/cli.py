@@ -1,0 +1,96 @@
+"""The `ralm` command: stages, search, ask, quickstart, pipeline, store. Each command imports what it needs itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from pipelines import commands
+
+STAGES: Final = {
+    "download": "turn a corpus, questions or a model into an artifact",
+    "embed": "encode one shard of the passages",
+    "index": "build the search index of all shards",
+    "train": "train reader and retriever together",
+    "evaluate": "answer questions and score answers and retrieval",
+    "report": "merge evaluations into one page",
+    "register": "register a pair of model and index in MLflow",
+}
+USAGE: Final = """usage: ralm COMMAND [--help] [arguments]
+
+Retrieval-augmented language models: from a corpus to a trained, evaluated and registered model.
+
+start here:
+  quickstart       run the whole pipeline on a real Wikipedia slice, or index your own documents
+  ask              answer a question, with the passages the answer was read from
+  search           find the passages for a question
+
+the whole pipeline:
+  pipeline run     run it on this machine
+  pipeline compile write the compiled graphs
+
+its stages:
+{stages}
+
+what is kept:
+  store list       list the finished artifacts
+  store gc         remove artifacts that no run refers to
+
+Every command has --help. Logs go to stderr; with --json a command prints one JSON object on stdout.
+Everything is kept in $RALM_HOME (default ~/.ralm). Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        stages = "\n".join(f"  {name:<16} {purpose}" for name, purpose in STAGES.items())
+        print(USAGE.format(stages=stages), end="")
+        return 0
+    name, rest = words[0], words[1:]
+    if name in STAGES:
+        return _run_stage(name, rest)
+    from ralm.cli import exit_code
+
+    with exit_code() as outcome:
+        parser = commands.build_parser()
+        arguments = parser.parse_args(words)
+        _set_up_logging(arguments.verbose)
+        result = arguments.run(arguments)
+        _print(result, arguments.show, as_json=arguments.json)
+    return outcome.code
+
+
+def _run_stage(name: str, argv: Sequence[str]) -> int:
+    from ralm.cli import EXIT_BAD_INPUT, run_stage
+
+    try:
+        stage = getattr(importlib.import_module(f"components.{name}.stage"), name)
+    except ModuleNotFoundError as error:
+        print(f"ralm: error: {name} needs the package {error.name}; install ralm-pipelines[cpu]", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return run_stage(stage, argv, prog=f"ralm {name}")
+
+
+def _set_up_logging(verbose: bool) -> None:
+    from ralm.log import set_up_logging
+
+    set_up_logging("DEBUG" if verbose else None)
+    logging.captureWarnings(True)
+
+
+def _print(result: dict[str, Any], show: Callable[[dict[str, Any]], str], *, as_json: bool) -> None:
+    print(json.dumps(result, ensure_ascii=False) if as_json else show(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The commands of `ralm` that are no stages: their flags, what they do, and how their results read."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipelines import quickstart, runs
+from pipelines.compile import PROFILES, compile_pipeline
+from ralm.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises `ConfigError` instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        """Report a wrong flag.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self.prog}: {message}")
+
+
+def build_parser() -> Parser:
+    """The parser of all commands that are no stages."""
+    parser = Parser(prog="ralm", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    _add_search(commands)
+    _add_ask(commands)
+    _add_quickstart(commands)
+    pipeline = commands.add_parser("pipeline", help="compile or run the whole pipeline", allow_abbrev=False)
+    _add_pipeline(pipeline.add_subparsers(metavar="compile|run", required=True, parser_class=Parser))
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, show: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--verbose", action="store_true", help="log details")
+    parser.set_defaults(run=run, show=show)
+    return parser
+
+
+def _add_search(commands: Any) -> None:
+    text = "Find the passages for a question."
+    parser = _command(commands, "search", run_search, show_passages, text)
+    for name in ("passages", "index", "model"):
+        parser.add_argument(f"--{name}", required=True, metavar="DIR", help=f"{name} artifact (folder or URL)")
+    parser.add_argument("--question", required=True, metavar="Q", help="the question")
+    parser.add_argument("--k", type=int, default=10, help="number of passages")
+
+
+def run_search(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm search`."""
+    from ralm.answer import Searcher
+
+    searcher = Searcher(model=arguments.model, index=arguments.index, passages=arguments.passages)
+    found = searcher.search([arguments.question], arguments.k)[0]
+    return {"question": arguments.question, "passages": [hit.to_json() for hit in found]}
+
+
+def _add_ask(commands: Any) -> None:
+    text = (
+        "Answer a question with a trained model, and show the passages the answer was read from. Without --model and "
+        "--index the registry's champion of the recipe is asked, or else the model of the last run."
+    )
+    parser = _command(commands, "ask", run_ask, show_answer, text)
+    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    parser.add_argument("--model", default="", metavar="DIR", help="model artifact; goes with --index and --passages")
+    parser.add_argument("--index", default="", metavar="DIR", help="index artifact")
+    parser.add_argument("--passages", default="", metavar="DIR", help="passages artifact")
+    parser.add_argument("--recipe", default="", help="whose champion to ask; by default the last run's")
+    parser.add_argument("--k", type=int, default=0, help="passages to read; 0: as many as the model was trained with")
+
+
+def run_ask(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm ask`."""
+    pair = runs.resolve_pair(
+        model=arguments.model, index=arguments.index, passages=arguments.passages, recipe=arguments.recipe
+    )
+    if arguments.k < 0:
+        raise ConfigError(f"k: expected 0 or more, found {arguments.k}")
+    from ralm.answer import Answerer
+
+    answerer = Answerer(model=pair.model, index=pair.index, passages=pair.passages)
+    answer = answerer.answer([arguments.question], k=arguments.k or pair.num_passages)[0]
+    return {**answer.to_json(), "source": pair.source}
+
+
+def show_answer(result: dict[str, Any]) -> str:
+    """An answer for people."""
+    return f"{result['answer']}\n\nread from ({result['source']}):\n{show_passages(result)}"
+
+
+def show_passages(result: dict[str, Any]) -> str:
+    """Passages for people: score, title and section, and the text in full."""
+    lines = []
+    for rank, passage in enumerate(result["passages"], start=1):
+        name = ": ".join(part for part in (passage["title"], passage["section"]) if part)
+        lines.append(f"{rank:>3}. {name}  (score {passage['score']:.3f})")
+        lines.append(textwrap.fill(passage["text"], width=100, initial_indent="     ", subsequent_indent="     "))
+    return "\n".join(lines) or "no passages"
+
+
+def _add_pipeline(commands: Any) -> None:
+    text = "Write the compiled graphs, one file for each profile."
+    parser = _command(commands, "compile", run_compile, lambda result: "\n".join(result["files"]), text)
+    parser.add_argument("--output", default="", metavar="DIR", help="folder; empty: the committed pipelines/compiled")
+
+    text = (
+        "Run the compiled pipeline on this machine. Settings come from the recipe, then --config, then the flags; "
+        "what is not given is as in the recipe."
+    )
+    parser = _command(commands, "run", run_pipeline, runs.show_run, text)
+    parser.add_argument("--recipe", default="quickstart", help="named complete run to start from")
+    parser.add_argument("--profile", choices=PROFILES, default="local", help="which compiled file")
+    parser.add_argument("--config", default="", metavar="FILE", help="YAML or JSON file with any of these settings")
+    for name, kind in runs.INPUTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind.type, default=None, help=kind.help)
+
+
+def run_compile(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm pipeline compile`."""
+    if arguments.output:
+        files = [compile_pipeline(profile, Path(arguments.output)) for profile in PROFILES]
+    else:
+        files = [compile_pipeline(profile) for profile in PROFILES]
+    return {"files": [str(path) for path in files]}
+
+
+def run_pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm pipeline run`."""
+    flags = {name: getattr(arguments, name) for name in runs.INPUTS if getattr(arguments, name) is not None}
+    inputs = {**(runs.read_inputs(arguments.config) if arguments.config else {}), **flags}
+    return dataclasses.asdict(runs.run_recipe(arguments.recipe, inputs, profile=arguments.profile))
+
+
+def _add_quickstart(commands: Any) -> None:
+    text = (
+        "Run the whole pipeline on 106 real Wikipedia articles with small models: download, index, train on 64 "
+        "questions, evaluate, report, register. With --corpus, index your own documents with the model trained so."
+    )
+    parser = _command(commands, "quickstart", run_quickstart, quickstart.show_quickstart, text)
+    parser.add_argument(
+        "--corpus", default="", metavar="PLACE", help="your csv or jsonl file, or folder of .txt or .md"
+    )
+
+
+def run_quickstart(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm quickstart`."""
+    return quickstart.index_own(arguments.corpus) if arguments.corpus else quickstart.run()

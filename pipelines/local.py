@@ -1,0 +1,275 @@
+"""Run the compiled graph on this machine: each task a subprocess of this Python, through `kfp.local`.
+
+kfp 2.17's runner prints everything to stdout, names no task in its errors and leaves children behind when it is
+stopped. The four functions replaced in `_patched_runner` put that right; the graph itself is run by kfp as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from pipelines.compile import Profile, compiled_file
+from ralm.artifacts.files import ralm_home, remove
+from ralm.errors import ConfigError, RalmError
+
+logger = logging.getLogger(__name__)
+KFP_VERSION: Final = "2.17."
+GRACE_S = 10.0
+PR_SET_PDEATHSIG: Final = 1
+_EXECUTOR_NOISE: Final = re.compile(r"^\[KFP Executor | Wrote executor output file to ")
+_QUIET: Final = {
+    "PYTHONUNBUFFERED": "1",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_ERROR_LINE: Final = re.compile(r"ralm: error: (.*)")
+EXIT_INTERRUPTED = 130
+
+
+class PipelineError(RalmError):
+    """A task of the pipeline failed; the message names it."""
+
+
+@dataclass
+class Tasks:
+    """The tasks of a run as they go: children that are alive, and how the first failed one ended."""
+
+    environment: Mapping[str, str]
+    children: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
+    failed: str = ""
+    reason: str = ""
+    is_stopped: bool = False
+    current: threading.local = field(default_factory=threading.local)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def name(self, component_name: str) -> str:
+        """Remember which task this thread is about to run; kfp calls it for the task's folder name."""
+        name = component_name.removeprefix("comp-")
+        self.current.task = name
+        return name
+
+    def run(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
+        """Run a task's command; its lines go to stderr, without those of kfp's executor."""
+        name = re.sub(r"-op(-\d+)?$", r"\1", getattr(self.current, "task", "task"))
+        started_at = time.monotonic()
+        with self.lock:
+            if self.is_stopped:
+                return EXIT_INTERRUPTED
+            child = self._start(full_command, env_vars)
+        logger.info("task %s: started", name)
+        try:
+            reason = self._stream(child)
+            code = child.wait()
+        finally:
+            self.children.pop(child.pid, None)
+        logger.info("task %s: %s after %.0f s", name, "done" if code == 0 else "failed", time.monotonic() - started_at)
+        if code != 0 and not self.failed and not self.is_stopped:
+            self.failed, self.reason = name, reason or f"exit code {code}"
+        return code
+
+    def _start(self, full_command: list[str], env_vars: Mapping[str, str] | None) -> subprocess.Popen[str]:
+        # `exec` makes Python the shell's process, so that a signal to the child reaches it.
+        command = [part.replace("_KFP_RUNTIME=true ", "export _KFP_RUNTIME=true; exec ") for part in full_command]
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            bufsize=1,
+            env={**os.environ, **self.environment, **(env_vars or {})},
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        self.children[child.pid] = child
+        return child
+
+    def _stream(self, child: subprocess.Popen[str]) -> str:
+        """Pass on the child's lines; the last error among them is returned."""
+        reason = ""
+        is_noise = False
+        for line in child.stdout or ():
+            is_noise = bool(_EXECUTOR_NOISE.search(line)) or (is_noise and line[:1] in (" ", "{", "}"))
+            if found := _ERROR_LINE.search(line):
+                reason = found[1]
+            if not is_noise and line.strip():
+                sys.stderr.write(f"    {line}")
+                sys.stderr.flush()
+        return reason
+
+    def stop(self) -> None:
+        """End all children and what they started: first politely, then not."""
+        with self.lock:
+            self.is_stopped = True
+            children = list(self.children.values())
+        _signal_groups(children, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.1, deadline - time.monotonic()))
+        _signal_groups(children, signal.SIGKILL)
+
+
+def _signal_groups(children: list[subprocess.Popen[str]], number: int) -> None:
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """In the child, before its program starts: ask Linux for a SIGTERM when the driver dies, also by `kill -9`."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a pipeline run made."""
+
+    run_id: str
+    events: list[dict[str, Any]]
+    """One for each stage, as they ended: stage, kind, uri, fingerprint, counts, reused, elapsed_s."""
+    elapsed_s: float
+
+    def last(self, kind: str) -> str:
+        """Location in the store of the last artifact of a kind."""
+        return next((str(event["uri"]) for event in reversed(self.events) if event["kind"] == kind), "")
+
+    def all(self, kind: str) -> list[str]:
+        """Locations of all artifacts of a kind, in order."""
+        return [str(event["uri"]) for event in self.events if event["kind"] == kind]
+
+
+def run_pipeline(arguments: Mapping[str, Any], *, profile: Profile = "local", file: Path | None = None) -> FinishedRun:
+    """Run a compiled graph here, to its end.
+
+    Args:
+        arguments: pipeline inputs.
+        profile: which compiled file.
+        file: another compiled file of the same graph.
+
+    Raises:
+        PipelineError: a task failed; the message names it and gives its last error.
+        ConfigError: another kfp than this runner was written for, or no such file.
+        KeyboardInterrupt: SIGINT or SIGTERM; all children have ended.
+    """
+    path = file or compiled_file(profile)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no compiled pipeline; run `ralm pipeline compile`")
+    run_id = uuid.uuid4().hex[:16]
+    folder = ralm_home() / "runs" / run_id
+    folder.mkdir(parents=True)
+    events = folder / "events.jsonl"
+    tasks = Tasks(environment={**_QUIET, "RALM_RUN_ID": run_id, "RALM_EVENTS": str(events)})
+    started_at = time.monotonic()
+    try:
+        with _stopping_on_signals(tasks):
+            _run_with_kfp(path, dict(arguments), folder, tasks)
+    except KeyboardInterrupt:
+        tasks.stop()
+        _mark_killed(run_id)
+        raise
+    finally:
+        remove(folder / "outputs")
+    lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
+    return FinishedRun(run_id, [json.loads(line) for line in lines], time.monotonic() - started_at)
+
+
+def _run_with_kfp(path: Path, arguments: dict[str, Any], folder: Path, tasks: Tasks) -> None:
+    import kfp
+    from kfp import components, local
+
+    if not kfp.__version__.startswith(KFP_VERSION):
+        raise ConfigError(f"kfp: the local runner needs version {KFP_VERSION}x, found {kfp.__version__}")
+    with _patched_runner(tasks), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Task .* no effect in the current local runner")
+        outputs = folder / "outputs"
+        local.init(
+            local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs), workspace_root=str(folder / "workspace")
+        )
+        pipeline = components.load_component_from_file(str(path))
+        try:
+            pipeline(**arguments)
+        except RuntimeError as error:
+            if tasks.is_stopped:
+                raise KeyboardInterrupt from error
+            raise PipelineError(f"task {tasks.failed or 'unknown'} failed: {tasks.reason or error}") from error
+        except TypeError as error:
+            raise ConfigError(f"pipeline: {error}") from error
+
+
+@contextlib.contextmanager
+def _patched_runner(tasks: Tasks) -> Iterator[None]:
+    from kfp.local import executor_input_utils, logging_utils, subprocess_task_handler
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in (
+            (subprocess_task_handler, "run_local_subprocess", tasks.run),
+            (executor_input_utils, "get_local_task_resource_name", tasks.name),
+            (logging_utils, "local_logger_context", contextlib.nullcontext),
+            (logging_utils, "indented_print", contextlib.nullcontext),
+            (logging_utils, "print_horizontal_line", lambda: None),
+        ):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, replacement)
+        root = logging.getLogger()
+        for handler in root.handlers:
+            handler.addFilter(_is_not_from_kfp)
+            stack.callback(handler.removeFilter, _is_not_from_kfp)
+        yield
+
+
+def _is_not_from_kfp(record: logging.LogRecord) -> bool:
+    """The runner of kfp logs through the root logger."""
+    return record.name != "root"
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(tasks: Tasks) -> Iterator[None]:
+    """On SIGINT and SIGTERM end the children first: kfp's loop threads wait for them."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        tasks.stop()
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _mark_killed(run_id: str) -> None:
+    from ralm.tracking import RALM_RUN_TAG, finish_parent_run, has_registry
+
+    if has_registry():
+        finish_parent_run(tag=RALM_RUN_TAG, value=run_id, status="KILLED")
