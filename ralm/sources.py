@@ -71,6 +71,8 @@ def fetch_tree(source: str) -> Path:
     """
     if source.startswith(assets.PREFIX):
         asset = _single_asset(source)
+        if not asset.source.endswith("/"):
+            raise ConfigError(f"{source}: expected a folder, found a file ({asset.description})")
         return _fetch_package(asset.source, asset.sha256)
     if source.startswith(pypi.PREFIX):
         if not source.endswith("/"):

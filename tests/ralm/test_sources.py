@@ -123,6 +123,13 @@ def test_sources_that_are_not_well_formed(source: str, message: str) -> None:
         fetch_file(source)
 
 
+def test_a_file_is_no_folder() -> None:
+    with pytest.raises(ConfigError, match="asset:enwiki-2016-slice: expected a folder, found a file"):
+        fetch_tree("asset:enwiki-2016-slice")
+    with pytest.raises(ConfigError, match="a folder inside a package ends in /"):
+        fetch_tree("pypi://toy==1.0!a.txt")
+
+
 def test_local_paths(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"one")
