@@ -86,9 +86,10 @@ def open_corpus(source: str, *, format: Format, base_url: str) -> Corpus:  # noq
         dump = resolve_dump(source, base_url)
         logger.info("%s is %s of %s in %d files", source, dump.wiki, dump.date, len(dump.parts))
         return Corpus(source, "wikimedia", dump.inputs, {"wiki": dump.wiki, "date": dump.date}, dump)
-    name = _DUMP_NAME.search(source.rpartition("/")[2])
-    details = {"wiki": name[1], "date": name[2]} if name else {}
-    return Corpus(source, format, {"source": source_digest(source)}, details)
+    name = source.rstrip("/").rpartition("/")[2]  # part of the identity: titles, kinds and formats may come from it
+    dated = _DUMP_NAME.search(name)
+    details = {"wiki": dated[1], "date": dated[2]} if dated else {}
+    return Corpus(source, format, {name: source_digest(source)}, details)
 
 
 def _local_paths(source: str) -> list[Path]:

@@ -1,7 +1,8 @@
 """Sections -> passages of about 100 words, cut where the content says so.
 
 Boundaries are stable: whether a passage ends after a sentence depends only on the sentences near it, so an edit changes
-the passages around it and no other, and a passage keeps its id from dump to dump (`docs/decisions/0004-passage-splitter.md`).
+the passages around it and no other, and a passage keeps its id from dump to dump; the reasons are in
+`docs/decisions/0004-passage-splitter.md`.
 """
 
 from __future__ import annotations

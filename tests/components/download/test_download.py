@@ -195,6 +195,22 @@ def test_wrong_checksum_is_refused(tmp_path: Path, site) -> None:
     assert not (tmp_path / "p" / "manifest.json").exists()
 
 
+def test_name_of_a_file_is_part_of_its_identity(tmp_path: Path) -> None:
+    for name in ("tea.txt", "milk.txt"):
+        (tmp_path / name).write_text("A drink.")
+        assert not download(source=str(tmp_path / name), passages=str(tmp_path / "p")).reused
+    rows = read_table(str(tmp_path / "p" / "part-00000.parquet"), "passages/1").to_pylist()
+    assert [row["title"] for row in rows] == ["milk"]
+
+
+def test_own_documents_are_cut_and_a_folder_works(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "long.md").write_text("# Long\n" + "This sentence has about eight words in it. " * 100)
+    manifest = download(source=str(tmp_path / "docs"), passages=str(tmp_path / "p"))
+    assert 5 <= manifest.counts["passages"] <= 14
+    assert manifest.counts["files"] == 1
+
+
 def test_exactly_one_output(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exactly one of --passages, --questions and --model, found none"):
         download(source="x")
