@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from ralm.errors import ArtifactError
@@ -78,8 +79,8 @@ class FusionReader(nn.Module):
     ) -> None:
         super().__init__()
         self._folder = folder
-        self.model = model
-        self.tokenizer = tokenizer
+        self.model: Any = model
+        self.tokenizer: Any = tokenizer
         self.config = config
         self.num_buckets = num_buckets
 
@@ -110,6 +111,7 @@ class FusionReader(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder}: expected a T5 reader in transformers' layout, found: {error}") from error
+        fuse_activations(model)
         return cls(model.to(device).eval(), tokenizer, config, folder=folder)
 
     @property
@@ -203,6 +205,17 @@ class FusionReader(nn.Module):
             id_NL[number, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask_NL[number, : len(row)] = 1
         return id_NL.to(self.device), mask_NL.to(self.device)
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Replace the tanh form of GELU, which transformers spells out in eight operations, by PyTorch's single kernel.
+
+    The formula is the same; the memory kept for the backward pass of a feed-forward layer falls to about a third.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _round_up(length: int) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import T5ForConditionalGeneration
+from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from ralm.errors import ArtifactError
@@ -130,3 +132,12 @@ def test_output_layer_stays_apart_from_the_embedding_after_saving(reader: Fusion
 def test_a_folder_without_reader_is_an_artifact_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="expected a T5 reader"):
         FusionReader.load(tmp_path, ReaderConfig(), device=torch.device("cpu"))
+
+
+def test_fused_activations_change_nothing(reader: FusionReader, reader_folder: Path) -> None:
+    plain = T5ForConditionalGeneration.from_pretrained(reader_folder).eval()
+    assert any(isinstance(module, NewGELUActivation) for module in plain.modules())
+    assert not any(isinstance(module, NewGELUActivation) for module in reader.modules())
+    ids = torch.arange(3, 20)[None]
+    expected = plain.encoder(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(reader.model.encoder(input_ids=ids).last_hidden_state, expected, atol=1e-6, rtol=0)
