@@ -74,6 +74,8 @@ _PROSE = {**PROTECTED, **dict.fromkeys(_SPACES, " "), **dict.fromkeys(_INVISIBLE
 _VALUE = {**_PROSE, LINE_BREAK: "\n"}
 _REPLACED = re.compile(f"[{''.join(_PROSE)}]")
 """Characters that the tag pass protected, and white space other than the plain kind."""
+_QUOTES = re.compile(r"''(?:'(?:'')?)?")  # italic, bold, both; of four the last is an apostrophe
+_SPACE_RUN = re.compile("   *")
 _EMPTY_LINES = re.compile(r"\n[ \n]+")
 _ENTITY = re.compile(r"&(?:amp;)*(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,30});")  # `&amp;lt;`: escaped twice
 _BRACKETS = re.compile(r"\((?:\s*[,;:](?=[\s,;:)]))*\s*(\)?)")
@@ -298,7 +300,7 @@ def _clean_lines(text: str, line_break: str = " ") -> str:
     if "__" in text:
         text = _MAGIC.sub(lambda match: match[0] if match[1] != match[1].upper() else "", text)
     if "''" in text:
-        text = text.replace("'''''", "").replace("'''", "").replace("''", "")
+        text = _QUOTES.sub("", text)
     text = _LINE_MARKUP.sub("\n", text)
     if "[[" in text or "]]" in text or "{" in text or "}" in text or "[http" in text:
         text = _BROKEN_MARKUP.sub("", text)
@@ -309,8 +311,7 @@ def _clean_lines(text: str, line_break: str = " ") -> str:
         text = _REPLACED.sub(_restore_value if line_break == "\n" else _restore_prose, text)
     if "(" in text:
         text = _BRACKETS.sub(_bracket_start, text)
-    while "  " in text:  # faster than a regular expression
-        text = text.replace("  ", " ")
+    text = _SPACE_RUN.sub(" ", text)
     text = _EMPTY_LINES.sub("\n", text.replace(" \n", "\n"))
     return _SPACE_BEFORE.sub(r"\1", text)
 
