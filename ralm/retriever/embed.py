@@ -14,7 +14,7 @@ from ralm.log import progress
 from ralm.retriever.config import RetrieverConfig
 from ralm.retriever.encoder import Encoder
 
-CPU_TOKEN_BUDGET = 6144
+CPU_TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 98304
 
 
