@@ -257,15 +257,15 @@ def _stopping_on_signals(tasks: Tasks) -> Iterator[None]:
         tasks.stop()
         raise KeyboardInterrupt
 
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
 
 
 def _mark_killed(run_id: str) -> None:

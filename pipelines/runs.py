@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ import yaml
 
 from pipelines.compile import Profile
 from ralm.artifacts.files import Location, exists, join, open_file, ralm_home, read_json, write_json
+from ralm.artifacts.manifest import read_artifact
 from ralm.errors import ArtifactError, ConfigError
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 class Input:
     """One of the pipeline's inputs as a flag."""
 
-    type: Callable[[str], Any]
+    type: type[str] | type[int] | type[float]
     help: str
 
 
@@ -113,7 +114,7 @@ def read_inputs(place: Location) -> dict[str, Any]:
         kind = INPUTS[name].type
         fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if not fits:
-            raise ConfigError(f"{place}: {name}: expected {kind.__name__}, found {value!r}")  # type: ignore[attr-defined]
+            raise ConfigError(f"{place}: {name}: expected {kind.__name__}, found {value!r}")
         inputs[name] = kind(value)
     return inputs
 
@@ -134,17 +135,18 @@ def run_recipe(recipe: str, inputs: Mapping[str, Any], *, profile: Profile = "lo
     planned = plan(recipes=recipes_json(), recipe=recipe, changes=Changes(**arguments))
     _check_configs(planned._asdict())
     finished = run_pipeline({"recipe": recipe, **arguments}, profile=profile)
-    predictions = finished.all("predictions")
+    registration = read_json(join(finished.last("registration"), "registration.json"))
+    before, after = _metrics(finished.all("predictions"), registration["model"])
     summary = Summary(
         recipe=recipe,
         passages=_count(finished.events, "passages", "passages"),
-        before=read_json(join(predictions[0], "metrics.json")),
-        after=read_json(join(predictions[-1], "metrics.json")),
-        model=finished.last("model"),
-        index=finished.last("index"),
-        passages_uri=finished.last("passages"),
+        before=before,
+        after=after,
+        model=registration["model"],
+        index=registration["index"],
+        passages_uri=registration["passages"],
         report=join(finished.last("report"), "report.html"),
-        registration=read_json(join(finished.last("registration"), "registration.json")),
+        registration=registration,
         mlflow=tracking.tracking_uri() if tracking.is_enabled() else "",
         reused=[f"{event['stage']} ({event['kind']})" for event in finished.events if event["reused"]],
         elapsed_s=round(finished.elapsed_s, 1),
@@ -161,6 +163,21 @@ def run_recipe(recipe: str, inputs: Mapping[str, Any], *, profile: Profile = "lo
         )
     )
     return summary
+
+
+def _metrics(predictions: list[Location], trained: Location) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics before and after training; the evaluations may end in any order, so their model tells which is which."""
+    fingerprint = read_artifact(trained).fingerprint
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    for place in predictions:
+        found = read_artifact(place)
+        metrics = read_json(found.file("metrics.json"))
+        if found.manifest.inputs["model"] == fingerprint:
+            after = metrics
+        else:
+            before = metrics
+    return before, after
 
 
 def _check_configs(planned: Mapping[str, Any]) -> None:

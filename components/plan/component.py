@@ -22,7 +22,7 @@ def plan_op(
     learning_rate: float = 0.0,
     seed: int = -1,
     settings: str = "{}",
-) -> NamedTuple(
+) -> NamedTuple(  # type: ignore[valid-type]
     "Plan",
     [
         ("Output", List[int]),  # noqa: UP006
@@ -45,6 +45,7 @@ def plan_op(
     from components.plan.stage import Changes, plan
 
     sources = {"passages": passages, "questions": questions, "model": model, "retriever": retriever, "reader": reader}
-    numbers = {"num_shards": num_shards, "num_passages": num_passages, "num_steps": num_steps, "seed": seed}
-    changes = Changes(**sources, **numbers, learning_rate=learning_rate, settings=settings)
+    sizes = {"num_shards": num_shards, "num_passages": num_passages, "num_steps": num_steps}
+    given = {**sources, **sizes, "learning_rate": learning_rate, "seed": seed, "settings": settings}
+    changes = Changes(**given)  # type: ignore[arg-type]
     return plan(recipes=recipes, recipe=recipe, changes=changes)

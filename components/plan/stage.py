@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     reader: str
     download: str
     embed: str
-    index: str
+    index: str  # type: ignore[assignment]  # tuple.index is not used
     train: str
     evaluate: str
     report: str
