@@ -12,7 +12,7 @@ from ralm.corpus.tags import name_set
 
 _PIPE = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\n\|\}|\|")
 _NAME = re.compile(r"\s*([^|{}\[\]\n=]*)")
-_FIELD = re.compile(r"\n[ \t]*\|[ \t]*([^|={}\[\]\n]+?)[ \t]*=[ \t]*(?=\S)")
+_FIELD = re.compile(r"\n[ \t]*\|[ \t]*([^|={}\[\]\n]{1,80}?)[ \t]*=[ \t]*(?=\S)")
 _PLAIN_FIELD = re.compile(r"[^\W\d_][^|={}\[\]\n]*")
 _MEASURES = frozenset({"convert", "cvt", "convinfobox"})
 _DATES = re.compile(r".*\bdate\b.*|(?:birth|death|dob|bda|film|start|end|release)[ _-]?(?:date|and|year|-|$).*")

@@ -18,6 +18,8 @@ from ralm.corpus.templates import infobox_fields, is_infobox, template_text
 
 MAX_LINK_CHARS = 10_000
 """A link longer than this was never closed."""
+MAX_DEPTH = 6
+"""Templates with content inside templates with content; deeper ones are dropped."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class _Open:
 class _Scanner:
     """One run over the tokens of one page; `out` collects the pieces that stay."""
 
-    def __init__(self, text: str, site: Site) -> None:
-        self.text, self.site = text, site
+    def __init__(self, text: str, site: Site, depth: int = 0) -> None:
+        self.text, self.site, self.depth = text, site, depth
         self.out: list[str] = []
         self.stack: list[_Open] = []
         self.infoboxes: list[str] = []
@@ -201,16 +203,18 @@ class _Scanner:
                 self._outermost_template(self.text[opened.start + 2 : end - 2])
 
     def _outermost_template(self, raw: str) -> None:
+        if self.depth > MAX_DEPTH:
+            return
         if is_infobox(raw, in_lead=self.in_lead):
             lines = [
                 f"{name}: {value}"
-                for name, value in clean_fields(list(infobox_fields(raw)), self.site)
+                for name, value in clean_fields(list(infobox_fields(raw)), self.site, self.depth + 1)
                 if value and not _MEDIA_FILE.search(value)
             ]
             if lines:
                 self.infoboxes.append("\n".join(lines))
         else:
-            self.out.append(template_text(raw, clean=lambda value: clean_value(value, self.site)))
+            self.out.append(template_text(raw, clean=lambda value: clean_value(value, self.site, self.depth + 1)))
 
 
 def link_text(target: str, label: str | None, site: Site) -> str:
@@ -256,20 +260,20 @@ def parse_article(wikitext: str, site: Site) -> Article:
     return Article(_split_sections(text), scanner.infoboxes)
 
 
-def clean_value(wikitext: str, site: Site) -> str:
+def clean_value(wikitext: str, site: Site, depth: int) -> str:
     """The argument of a template in a sentence, on one line."""
-    scanner = _Scanner("\n" + wikitext, site)
+    scanner = _Scanner("\n" + wikitext, site, depth)
     return " ".join(_clean_lines(scanner.run()).split())
 
 
-def clean_fields(fields: list[tuple[str, str]], site: Site) -> list[tuple[str, str]]:
+def clean_fields(fields: list[tuple[str, str]], site: Site, depth: int) -> list[tuple[str, str]]:
     """Infobox values as text on one line each; their lines and list items are joined by `, `.
 
     One run cleans all values: between two of them stands a heading, which also ends what is unclosed.
     """
     if not fields:
         return []
-    scanner = _Scanner("\n" + _NEXT_FIELD.join(value for _, value in fields), site)
+    scanner = _Scanner("\n" + _NEXT_FIELD.join(value for _, value in fields), site, depth)
     values = _clean_lines(scanner.run(), line_break="\n").split(_NEXT_FIELD.strip())
     lines = (_LINE_ENDS.sub(", ", _HEADING.sub(r"\n\2", value).strip()) for value in values)
     return [(name, value) for (name, _), value in zip(fields, lines, strict=True)]

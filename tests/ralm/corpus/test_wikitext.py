@@ -125,6 +125,15 @@ def test_time_is_linear_in_broken_markup(piece: str) -> None:
     assert time.process_time() - started_at < 3
 
 
+@pytest.mark.parametrize(
+    ("start", "end"), [("{{nowrap|", "}}"), ("{{Infobox\n|a=", "\n}}"), ("[[a|", "]]"), ("\n{|\n", "\n|}")]
+)
+def test_deep_nesting_is_no_problem(start: str, end: str) -> None:
+    article = parse_article(f"Lead.\n{start * 3000}x{end * 3000}\nEnd.", SITE)
+    assert article.sections[0].text.startswith("Lead.")
+    assert article.sections[0].text.endswith("End.")
+
+
 def test_words_agree_with_wikitextparser() -> None:
     parser = pytest.importorskip("wikitextparser")
     source = (
