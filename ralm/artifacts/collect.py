@@ -1,0 +1,102 @@
+"""What the store holds, and removing what nothing refers to."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from ralm.artifacts.files import Location, is_remote, local_path, ralm_home, remove
+from ralm.artifacts.manifest import MANIFEST, Manifest, read_artifact
+from ralm.artifacts.store import store_uri
+from ralm.errors import ArtifactError, ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredArtifact:
+    """A finished artifact in the store."""
+
+    uri: Location
+    kind: str
+    fingerprint: str
+    bytes: int
+    age_days: float
+    """Since it was made."""
+    inputs: tuple[str, ...]
+    """Fingerprints of what it was made from."""
+
+
+def list_store() -> list[StoredArtifact]:
+    """All finished artifacts, oldest first.
+
+    Raises:
+        ConfigError: the store is remote; use the object store's own tools and lifecycle rules there.
+    """
+    store = store_uri()
+    if is_remote(store):
+        raise ConfigError(f"{store}: only a local store can be listed; use the object store's own tools")
+    found = [
+        _describe(place.parent, read_artifact(str(place.parent)).manifest)
+        for place in local_path(store).glob(f"[!.]*/*/{MANIFEST}")
+    ]
+    return sorted(found, key=lambda artifact: (-artifact.age_days, artifact.uri))
+
+
+def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run: bool) -> list[StoredArtifact]:
+    """Remove artifacts that are older than `keep_days` and that no root needs.
+
+    Args:
+        roots: store locations that are in use: those of the registry's versions and of the last run. What they were
+            made from is kept too.
+        keep_days: younger artifacts stay whatever refers to them.
+        is_dry_run: only tell.
+
+    Returns:
+        What was, or would be, removed.
+
+    Raises:
+        ArtifactError: a root is not in the store, so that the references cannot be trusted.
+        ConfigError: negative age, or a remote store.
+    """
+    if keep_days < 0:
+        raise ConfigError(f"keep_days: expected 0 or more, found {keep_days}")
+    stored = list_store()
+    by_uri = {artifact.uri: artifact for artifact in stored}
+    if missing := sorted(root for root in roots if root not in by_uri):
+        raise ArtifactError(f"{missing[0]}: in use, but not in the store; nothing was removed")
+    by_fingerprint: dict[str, list[StoredArtifact]] = {}
+    for artifact in stored:
+        by_fingerprint.setdefault(artifact.fingerprint, []).append(artifact)
+    needed, todo = set(), [by_uri[root] for root in roots]
+    while todo:
+        artifact = todo.pop()
+        if artifact.uri not in needed:
+            needed.add(artifact.uri)
+            todo += [source for fingerprint in artifact.inputs for source in by_fingerprint.get(fingerprint, [])]
+    unused = [artifact for artifact in stored if artifact.uri not in needed and artifact.age_days > keep_days]
+    if not is_dry_run:
+        for artifact in unused:
+            folder = local_path(artifact.uri)
+            (folder / MANIFEST).unlink()  # first, so that a broken removal leaves nothing that looks finished
+            remove(folder)
+        _remove_old_checkpoints(keep_days)
+    return unused
+
+
+def _describe(folder: Path, manifest: Manifest) -> StoredArtifact:
+    return StoredArtifact(
+        uri=str(folder),
+        kind=manifest.kind,
+        fingerprint=manifest.fingerprint,
+        bytes=sum(entry.bytes for entry in manifest.files),
+        age_days=round((time.time() - (folder / MANIFEST).stat().st_mtime) / 86400, 4),
+        inputs=tuple(manifest.inputs.values()),
+    )
+
+
+def _remove_old_checkpoints(keep_days: float) -> None:
+    checkpoints = ralm_home() / "checkpoints"
+    for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        if time.time() - folder.stat().st_mtime > keep_days * 86400:
+            remove(folder)
