@@ -44,7 +44,7 @@ def list_store() -> list[StoredArtifact]:
 
 
 def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run: bool) -> list[StoredArtifact]:
-    """Remove artifacts that are older than `keep_days` and that no root needs.
+    """Remove artifacts that are at least `keep_days` old and that no root needs.
 
     Args:
         roots: store locations that are in use: those of the registry's versions and of the last run. What they were
@@ -74,7 +74,7 @@ def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run
         if artifact.uri not in needed:
             needed.add(artifact.uri)
             todo += [source for fingerprint in artifact.inputs for source in by_fingerprint.get(fingerprint, [])]
-    unused = [artifact for artifact in stored if artifact.uri not in needed and artifact.age_days > keep_days]
+    unused = [artifact for artifact in stored if artifact.uri not in needed and artifact.age_days >= keep_days]
     if not is_dry_run:
         for artifact in unused:
             folder = local_path(artifact.uri)
@@ -98,5 +98,5 @@ def _describe(folder: Path, manifest: Manifest) -> StoredArtifact:
 def _remove_old_checkpoints(keep_days: float) -> None:
     checkpoints = ralm_home() / "checkpoints"
     for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
-        if time.time() - folder.stat().st_mtime > keep_days * 86400:
+        if time.time() - folder.stat().st_mtime >= keep_days * 86400:
             remove(folder)
