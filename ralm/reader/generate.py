@@ -97,7 +97,7 @@ def _answer_batch(
 def _labels(reader: FusionReader, token_NT: Tensor) -> Tensor:
     """Labels of generated tokens: the start token dropped, what follows the end mark ignored."""
     label_NT = token_NT[:, 1:].clone()
-    is_end_NT = label_NT == reader.model.config.eos_token_id
+    is_end_NT = torch.eq(label_NT, reader.model.config.eos_token_id)
     is_behind_end_NT = (is_end_NT.cumsum(dim=1) - is_end_NT.long()) > 0
     return label_NT.masked_fill(is_behind_end_NT, IGNORED_LABEL)
 

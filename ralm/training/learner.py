@@ -82,7 +82,7 @@ class Learner:
         for module in (reader.model, *encoders.values()):
             set_dropout(module, config.dropout)
         if config.gradient_checkpointing:
-            reader.model.gradient_checkpointing_enable({"use_reentrant": False})
+            reader.model.activation_checkpointing_enable({"use_reentrant": False})
         groups = {"reader": dict(reader_modules.named_parameters()), "retriever": dict(encoders.named_parameters())}
         self.weights: dict[str, nn.Parameter] = groups["reader"] | groups["retriever"]
         self.optimizer = torch.optim.AdamW(

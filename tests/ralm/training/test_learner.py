@@ -1,0 +1,100 @@
+"""One update: options that must not change the losses do not, and dropout reaches every layer."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from ralm.model import open_model
+from ralm.reader.fusion import FusionReader
+from ralm.retriever.encoder import Encoder
+from ralm.training.config import TrainingConfig
+from ralm.training.learner import Batch, Learner, encode_passages
+
+CONFIG = TrainingConfig(mode="joint", num_passages=2, num_retrieved=3, dropout=0.0, precision="fp32")
+BATCH = Batch(
+    questions=["what is the colour of granite", "who uses copper"],
+    targets=["amber", "old iron"],
+    passages=[
+        [
+            SimpleNamespace(title="Granite", section="Colour", text=f"The colour of granite {number} " * (number + 1))
+            for number in range(3)
+        ]
+    ]
+    * 2,
+    vectors=None,
+)
+
+
+def make_learner(model_location: str, config: TrainingConfig) -> Learner:
+    model, cpu = open_model(model_location), torch.device("cpu")
+    reader = FusionReader.load(model.reader_folder, model.reader, device=cpu)
+    encoder = Encoder.load(model.passage_encoder_folder, model.retriever, device=cpu, dtype=torch.float32)
+    return Learner(reader, encoder, encoder if config.mode == "joint" else None, config, torch.float32)
+
+
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"score_pass": "eval"}])
+def test_options_do_not_change_the_update(tiny_model: str, change: dict[str, object]) -> None:
+    plain = make_learner(tiny_model, CONFIG)
+    other = make_learner(tiny_model, dataclasses.replace(CONFIG, **change))
+    first, second = plain.update(BATCH, 0), other.update(BATCH, 0)
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+
+
+def test_query_side_loss_equals_the_joint_one_before_any_update(tiny_model: str) -> None:
+    joint = make_learner(tiny_model, CONFIG)
+    with torch.no_grad():
+        vectors = encode_passages(joint.passage_encoder.eval(), BATCH.passages)
+    query_side = make_learner(tiny_model, dataclasses.replace(CONFIG, mode="query_side"))
+    first = joint.update(BATCH, 0)
+    second = query_side.update(dataclasses.replace(BATCH, vectors=vectors), 0)
+    assert second["retriever_loss"] == pytest.approx(first["retriever_loss"], abs=1e-5)
+    assert second["reader_loss"] == pytest.approx(first["reader_loss"], abs=1e-6)
+
+
+def test_reader_reads_the_first_passages_only(tiny_model: str) -> None:
+    many = make_learner(tiny_model, CONFIG).update(BATCH, 0)
+    few = dataclasses.replace(BATCH, passages=[of_question[:2] for of_question in BATCH.passages])
+    assert make_learner(tiny_model, CONFIG).update(few, 0)["reader_loss"] == pytest.approx(
+        many["reader_loss"], abs=1e-6
+    )
+
+
+def test_dropout_is_set_everywhere_and_repeats_with_the_step(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, dataclasses.replace(CONFIG, dropout=0.25))
+    rates = {layer.p for layer in learner.reader.modules() if isinstance(layer, nn.Dropout)}
+    rates |= {layer.dropout for layer in learner.reader.modules() if isinstance(layer, T5Attention)}
+    rates |= {layer.p for layer in learner.question_encoder.modules() if isinstance(layer, nn.Dropout)}
+    assert rates == {0.25}
+    again = copy.deepcopy(learner.reader.model.state_dict())
+    first = learner.update(BATCH, 0)
+    learner.reader.model.load_state_dict(again)
+    repeated = make_learner(tiny_model, dataclasses.replace(CONFIG, dropout=0.25)).update(BATCH, 0)
+    assert repeated == first
+
+
+def test_gradient_is_clipped(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, dataclasses.replace(CONFIG, clip_norm=1e-3))
+    row = learner.update(BATCH, 0)
+    norm = torch.linalg.vector_norm(
+        torch.stack([weight.grad.norm() for weight in learner.weights.values() if weight.grad is not None])
+    )
+    assert row["gradient_norm"] > 1e-3
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_bf16_losses_are_close_to_fp32(tiny_model: str, tmp_path: Path) -> None:
+    plain = make_learner(tiny_model, CONFIG)
+    low = make_learner(tiny_model, CONFIG)
+    low.dtype = torch.bfloat16
+    first, second = plain.update(BATCH, 0), low.update(BATCH, 0)
+    assert second["reader_loss"] == pytest.approx(first["reader_loss"], rel=0.02)
+    assert all(weight.dtype == torch.float32 for weight in low.weights.values())
