@@ -6,6 +6,7 @@ embedding size.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from ralm.errors import ConfigError
 from ralm.objectives.distillation import perplexity_scores
 from ralm.objectives.divergence import distillation_loss, retriever_scores
 from ralm.objectives.reader_loss import reader_loss
@@ -116,6 +118,9 @@ class Learner:
 
         Returns:
             The row of the training log.
+
+        Raises:
+            ConfigError: the gradient is not finite; nothing was changed.
         """
         torch.manual_seed(step_seed(self.config.seed, step))
         self._set_learning_rate(step)
@@ -127,7 +132,12 @@ class Learner:
         with self.timer.part("backward"):
             (loss_of_reader if loss_of_retriever is None else loss_of_reader + loss_of_retriever).backward()
         with self.timer.part("update"):
-            norm = nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip_norm)
+            norm = float(nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip_norm))
+            if not math.isfinite(norm):
+                raise ConfigError(
+                    f"update {step + 1}: the gradient's length is {norm}, expected a finite number; "
+                    "lower learning_rate or retriever_learning_rate"
+                )
             self.optimizer.step()
         self._set_training(False)
         rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -137,7 +147,7 @@ class Learner:
             "retriever_loss": None if loss_of_retriever is None else loss_of_retriever.item(),
             "reader_learning_rate": rates[0],
             "retriever_learning_rate": rates[1] if len(rates) > 1 else None,
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
         }
 
     def _read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:

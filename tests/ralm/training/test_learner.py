@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from ralm.errors import ConfigError
 from ralm.model import open_model
 from ralm.reader.fusion import FusionReader
 from ralm.retriever.encoder import Encoder
@@ -89,6 +90,16 @@ def test_gradient_is_clipped(tiny_model: str) -> None:
     )
     assert row["gradient_norm"] > 1e-3
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tiny_model: str) -> None:
+    learner = make_learner(tiny_model, CONFIG)
+    with torch.no_grad():
+        learner.reader.model.lm_head.weight[0, 0] = float("nan")
+    before = learner.question_encoder.state_dict()["model.embeddings.word_embeddings.weight"].clone()
+    with pytest.raises(ConfigError, match="update 1: the gradient's length is nan"):
+        learner.update(BATCH, 0)
+    assert torch.equal(before, learner.question_encoder.state_dict()["model.embeddings.word_embeddings.weight"])
 
 
 def test_bf16_losses_are_close_to_fp32(tiny_model: str, tmp_path: Path) -> None:
