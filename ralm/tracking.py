@@ -82,6 +82,7 @@ def connect() -> MlflowClient:
         client = MlflowClient(uri)
         if not os.environ.get("MLFLOW_EXPERIMENT_ID"):
             mlflow.set_experiment(experiment_id=_experiment_id(client, is_local=uri.startswith("sqlite:")))
+            os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set by MLflow; here it would outlive a change of database
     return client
 
 

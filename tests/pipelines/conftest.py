@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class ToyRun:
 
     def again(self, *more: str) -> subprocess.CompletedProcess[str]:
         """Run the command once more on the same store."""
-        return run_ralm(["pipeline", "run", *self.arguments, *more], self.home)
+        return call_ralm(["pipeline", "run", *self.arguments, *more], self.home)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Ask the MLflow database."""
@@ -41,7 +42,7 @@ class ToyRun:
             return connection.execute(sql).fetchall()
 
 
-def run_ralm(arguments: list[str], home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def call_ralm(arguments: list[str], home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The `ralm` command in a process of its own."""
     settings = {"RALM_HOME": str(home), "RALM_TRACKING": "on", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -55,9 +56,13 @@ def run_ralm(arguments: list[str], home: Path, **environment: str) -> subprocess
 
 
 @pytest.fixture(scope="session")
-def toy_arguments(
-    tmp_path_factory: pytest.TempPathFactory, toy_corpus: Path, toy_question_files: Path, tiny_model_files: Path
-) -> list[str]:
+def run_ralm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`call_ralm` for tests."""
+    return call_ralm
+
+
+@pytest.fixture(scope="session")
+def toy_arguments(toy_corpus: Path, toy_question_files: Path, tiny_model_files: Path) -> list[str]:
     """Arguments of `ralm pipeline run` for the toy corpus and the tiny model."""
     sources = {"passages": toy_corpus, "questions": toy_question_files, "model": tiny_model_files}
     flags = [word for name, place in sources.items() for word in (f"--{name}", str(place))]
@@ -81,6 +86,6 @@ def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_run(tmp_path_factory: pytest.TempPathFactory, toy_arguments: list[str]) -> ToyRun:
     """The compiled graph, run from the corpus to the registry with MLflow on."""
     home = tmp_path_factory.mktemp("toy-run-home")
-    done = run_ralm(["pipeline", "run", *toy_arguments, "--json"], home)
+    done = call_ralm(["pipeline", "run", *toy_arguments, "--json"], home)
     assert done.returncode == 0, done.stderr[-4000:]
     return ToyRun(home, toy_arguments, json.loads(done.stdout), done.stderr)
