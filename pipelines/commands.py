@@ -34,6 +34,8 @@ def build_parser() -> Parser:
     _add_quickstart(commands)
     pipeline = commands.add_parser("pipeline", help="compile or run the whole pipeline", allow_abbrev=False)
     _add_pipeline(pipeline.add_subparsers(metavar="compile|run", required=True, parser_class=Parser))
+    store = commands.add_parser("store", help="list or clean up what is kept", allow_abbrev=False)
+    _add_store(store.add_subparsers(metavar="list|gc", required=True, parser_class=Parser))
     return parser
 
 
@@ -155,3 +157,36 @@ def _add_quickstart(commands: Any) -> None:
 def run_quickstart(arguments: argparse.Namespace) -> dict[str, Any]:
     """`ralm quickstart`."""
     return quickstart.index_own(arguments.corpus) if arguments.corpus else quickstart.run()
+
+
+def _add_store(commands: Any) -> None:
+    _command(commands, "list", run_list, show_store, "List the finished artifacts, oldest first.")
+    text = "Remove old artifacts that neither the last run nor a registered version was made from."
+    parser = _command(commands, "gc", run_gc, show_store, text)
+    parser.add_argument("--keep-days", type=float, default=14.0, help="younger artifacts stay")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
+
+
+def run_list(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm store list`."""
+    from ralm.artifacts.collect import list_store
+
+    return {"artifacts": [dataclasses.asdict(artifact) for artifact in list_store()]}
+
+
+def run_gc(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm store gc`."""
+    from ralm.artifacts.collect import collect_garbage
+
+    removed = collect_garbage(roots=runs.places_in_use(), keep_days=arguments.keep_days, is_dry_run=arguments.dry_run)
+    return {"artifacts": [dataclasses.asdict(artifact) for artifact in removed], "dry_run": arguments.dry_run}
+
+
+def show_store(result: dict[str, Any]) -> str:
+    """Artifacts for people."""
+    lines = [
+        f"{item['kind']:<12} {item['bytes'] / 2**20:>10.1f} MiB {item['age_days']:>8.1f} days  {item['uri']}"
+        for item in result["artifacts"]
+    ]
+    verb = "" if "dry_run" not in result else " would be removed" if result["dry_run"] else " removed"
+    return "\n".join([*lines, f"{len(lines)} artifacts{verb}"])

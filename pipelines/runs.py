@@ -250,6 +250,21 @@ def read_last() -> LastRun | None:
         raise ArtifactError(f"{place}: damaged: {error}") from error
 
 
+def places_in_use() -> list[Location]:
+    """What the last run and the registry's versions refer to: the store must keep it."""
+    from ralm.tracking import has_registry
+
+    last = read_last()
+    places = [last.model, last.index, last.passages] if last else []
+    if last is not None and last.report:
+        places.append(last.report.removesuffix("/report.html"))
+    if has_registry():
+        from ralm.serving import registered_places
+
+        places += registered_places()
+    return sorted(set(places))
+
+
 def resolve_pair(*, model: Location, index: Location, passages: Location, recipe: str) -> ResolvedPair:
     """Find what to ask: the places given, else the registry's champion, else the last run.
 

@@ -30,6 +30,7 @@ PAIR_TAG = "ralm.pair"
 METRIC_TAG = "ralm.metric"
 QUESTIONS_TAG = "ralm.questions"
 MEASURED_TAG = "ralm.measured_against"
+PLACES_TAG = "ralm.places"
 EXAMPLE = ["Who wrote Atlas Shrugged?"]
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ class Pair:
     def name(self) -> str:
         """Name of the registered model."""
         return f"ralm-{self.recipe}"
+
+    @property
+    def places(self) -> str:
+        """The three places as a JSON list."""
+        return json.dumps([self.model, self.index, self.passages])
 
     def check(self) -> None:
         """Compare the artifacts that are there with the fingerprints.
@@ -115,7 +121,13 @@ def register_pair(pair: Pair, *, metric: str, value: float, questions: str, tags
     """
     client = tracking.connect()
     known = _find_version(client, pair)
-    facts = {**tags, PAIR_TAG: pair.fingerprint, METRIC_TAG: f"{metric}={value!r}", QUESTIONS_TAG: questions}
+    facts = {
+        **tags,
+        PAIR_TAG: pair.fingerprint,
+        METRIC_TAG: f"{metric}={value!r}",
+        QUESTIONS_TAG: questions,
+        PLACES_TAG: pair.places,
+    }
     version = known or _log_version(pair)
     for key, text in facts.items():
         client.set_model_version_tag(pair.name, version, key, text)
@@ -214,6 +226,16 @@ def open_pair(recipe: str, alias: str = CHAMPION) -> Pair | None:
             return Pair(**read_json(path))
         except TypeError as error:
             raise ConfigError(f"{uri}: no reference to model and index: {error}") from error
+
+
+def registered_places() -> list[Location]:
+    """Places of models, indexes and passages that any registered version refers to."""
+    client = tracking.connect()
+    places: set[Location] = set()
+    for model in client.search_registered_models("name LIKE 'ralm-%'"):
+        for version in client.search_model_versions(f"name = '{model.name}'"):
+            places.update(json.loads(version.tags.get(PLACES_TAG, "[]")))
+    return sorted(places)
 
 
 mlflow.models.set_model(RalmModel())

@@ -39,8 +39,8 @@ def test_mlflow_has_a_parent_with_a_child_for_each_stage(toy_run: Any) -> None:
     parents = toy_run.query(f"select name, status from runs where run_uuid in ({children})")
     assert parents == [("quickstart", "FINISHED")]
     stages = toy_run.query(
-        "select name, count(*) from runs where run_uuid in (select run_uuid from tags where key = 'mlflow.parentRunId') "
-        "and status = 'FINISHED' group by name"
+        "select name, count(*) from runs where status = 'FINISHED' and "
+        "run_uuid in (select run_uuid from tags where key = 'mlflow.parentRunId') group by name"
     )
     assert dict(stages) == STAGE_RUNS
 
