@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from components.plan.stage import Changes, plan
+from pipelines.recipes import RECIPES, recipes_json
+from ralm.errors import ConfigError
+
+
+def planned(recipe: str = "quickstart", **changes: object) -> dict:
+    return plan(recipes=recipes_json(), recipe=recipe, changes=Changes(**changes))._asdict()
+
+
+def test_without_changes_a_run_is_its_recipe() -> None:
+    result = planned()
+    recipe = RECIPES["quickstart"]()
+    assert result["passages"] == recipe.sources.passages
+    assert json.loads(result["train"])["num_steps"] == recipe.train.num_steps
+    assert json.loads(result["register"])["recipe"] == "quickstart"
+    assert result["Output"] == list(range(recipe.num_shards))
+
+
+def test_inputs_reach_their_stages() -> None:
+    result = planned(num_shards=3, num_passages=7, num_steps=9, learning_rate=0.5, seed=0, passages="x.csv")
+    train, evaluate = json.loads(result["train"]), json.loads(result["evaluate"])
+    assert (train["num_passages"], evaluate["num_passages"]) == (7, 7)
+    assert (train["num_steps"], train["learning_rate"], train["seed"]) == (9, 0.5, 0)
+    assert (result["Output"], result["num_shards"], result["passages"]) == ([0, 1, 2], 3, "x.csv")
+
+
+def test_settings_win_over_inputs() -> None:
+    result = planned(num_steps=9, settings='{"train": {"num_steps": 2}, "download": {"model": {}}}')
+    assert json.loads(result["train"])["num_steps"] == 2
+
+
+def test_a_named_model_replaces_the_recipes_halves() -> None:
+    result = planned("nq-base", model="bundle", questions="q")
+    assert (result["model"], result["retriever"], result["reader"]) == ("bundle", "", "")
+    result = planned(retriever="r", reader="s")
+    assert (result["model"], result["retriever"], result["reader"]) == ("", "r", "s")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "expected"),
+    [
+        ("nonsense", {}, "recipe: expected one of nq-base, quickstart, found 'nonsense'"),
+        ("nq-base", {}, "questions: this recipe names none"),
+        ("quickstart", {"settings": "{"}, "settings: no JSON"),
+        ("quickstart", {"settings": '{"train": 1}'}, "expected an object of objects"),
+        ("quickstart", {"settings": '{"bake": {}}'}, "unknown stage 'bake'"),
+        ("quickstart", {"settings": '{"train": {"speed": 1}}'}, "train.speed: unknown setting"),
+        ("quickstart", {"num_steps": -1}, "num_steps: expected a positive number, found -1"),
+    ],
+)
+def test_mistakes_are_named(recipe: str, changes: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        planned(recipe, **changes)
