@@ -45,6 +45,10 @@ class EncodedPassages:
         """The same states, cut off from the encoder: nothing computed from them reaches its weights."""
         return EncodedPassages(state=self.state.detach(), mask=self.mask)
 
+    def select(self, questions: slice) -> EncodedPassages:
+        """The passages of some of the questions."""
+        return EncodedPassages(state=self.state[questions], mask=self.mask[questions])
+
     @property
     def fused_state(self) -> Tensor:
         """States of all passages of a question side by side, `[B, K*L, D]`."""

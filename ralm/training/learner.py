@@ -20,7 +20,7 @@ from ralm.errors import ConfigError
 from ralm.objectives.distillation import perplexity_scores
 from ralm.objectives.divergence import distillation_loss, retriever_scores
 from ralm.objectives.reader_loss import reader_loss
-from ralm.reader.fusion import FusionReader
+from ralm.reader.fusion import EncodedPassages, FusionReader
 from ralm.reader.prompts import PassageText
 from ralm.retriever.encoder import Encoder
 from ralm.training.config import TrainingConfig
@@ -28,6 +28,7 @@ from ralm.training.schedule import learning_rate_factor
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
+MAX_LOGITS = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Learner:
                 encoded = self.reader.encode(first)
             parts = [encoded.detach()] + ([self.reader.encode(rest)] if rest[0] else [])
             self.reader.eval()
-            scores = [perplexity_scores(self.reader.passage_logits(part, label_BT), label_BT) for part in parts]
+            scores = [score_passages(self.reader, part, label_BT) for part in parts]
             self.reader.train()
         return loss, torch.cat(scores, dim=1)
 
@@ -208,6 +209,19 @@ class Learner:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * factor
+
+
+def score_passages(
+    reader: FusionReader, encoded: EncodedPassages, label_BT: Tensor, *, max_logits: int = MAX_LOGITS
+) -> Tensor:
+    """Perplexity scores `[B, K]`, a few questions at a time: all logits at once would be a run's largest tensor."""
+    logits_of_question = encoded.mask.shape[1] * label_BT.shape[1] * reader.model.config.vocab_size
+    size = max(1, max_logits // logits_of_question)
+    parts = []
+    for start in range(0, len(label_BT), size):
+        some, labels = encoded.select(slice(start, start + size)), label_BT[start : start + size]
+        parts.append(perplexity_scores(reader.passage_logits(some, labels), labels))
+    return torch.cat(parts)
 
 
 def encode_questions(encoder: Encoder, questions: Sequence[str]) -> Tensor:
