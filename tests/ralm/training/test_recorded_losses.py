@@ -25,7 +25,8 @@ from ralm.training.config import TrainingConfig
 from ralm.training.learner import Batch, Learner, encode_passages
 
 RECORDED = Path(__file__).resolve().parents[2] / "data" / "recorded_losses_toy.json"
-WORDS = ["<pad>", "</s>", "<unk>", *["question", ":", "title", "context", "who", "built", "a", "castle", "the", "old", "king", "red", "queen", "by", "sea"]]
+TEXT = "question : title context who built a castle the old king red queen by sea"
+WORDS = ["<pad>", "</s>", "<unk>", *TEXT.split()]
 CONFIG = TrainingConfig(num_passages=2, num_retrieved=3, learning_rate=1e-3, warmup_steps=1, num_steps=4, dropout=0.0)
 PASSAGES = [
     [
