@@ -32,6 +32,9 @@ class TrainingConfig:
     batch_size: int = 4
     """Questions in one update."""
 
+    micro_batch_size: int = 2
+    """Questions computed at a time; the gradients of a batch are added up. Smaller takes less memory."""
+
     num_passages: int = 10
     """Passages that the reader gets for one question (K)."""
 
@@ -94,7 +97,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and contradictions."""
-        for name in ("num_steps", "batch_size", "num_passages", "checkpoint_every_steps"):
+        for name in ("num_steps", "batch_size", "micro_batch_size", "num_passages", "checkpoint_every_steps"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("temperature_score", "temperature_gold", "clip_norm"):
             self._check(name, getattr(self, name) > 0, "a positive number")

@@ -20,7 +20,7 @@ from ralm.errors import ConfigError
 from ralm.objectives.distillation import perplexity_scores
 from ralm.objectives.divergence import distillation_loss, retriever_scores
 from ralm.objectives.reader_loss import reader_loss
-from ralm.reader.fusion import EncodedPassages, FusionReader
+from ralm.reader.fusion import IGNORED_LABEL, EncodedPassages, FusionReader
 from ralm.reader.prompts import PassageText
 from ralm.retriever.encoder import Encoder
 from ralm.training.config import TrainingConfig
@@ -41,6 +41,13 @@ class Batch:
     """R passages for each question, the best first; none in closed-book training."""
     vectors: Tensor | None
     """Index vectors of the passages, `[B, R, D]`, for query-side training."""
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of at most `size` questions, in order."""
+        for start in range(0, len(self.questions), size):
+            part = slice(start, start + size)
+            vectors = None if self.vectors is None else self.vectors[part]
+            yield Batch(self.questions[part], self.targets[part], self.passages[part], vectors)
 
 
 @dataclass
@@ -127,11 +134,7 @@ class Learner:
         self._set_learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         self._set_training(True)
-        with self._precision():
-            loss_of_reader, gold_BR = self._read(batch)
-        loss_of_retriever = None if gold_BR is None else self._distil(batch, gold_BR)
-        with self.timer.part("backward"):
-            (loss_of_reader if loss_of_retriever is None else loss_of_reader + loss_of_retriever).backward()
+        loss_of_reader, loss_of_retriever = self._accumulate(batch)
         with self.timer.part("update"):
             norm = float(nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip_norm))
             if not math.isfinite(norm):
@@ -144,16 +147,37 @@ class Learner:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return {
             "step": step + 1,
-            "reader_loss": loss_of_reader.item(),
-            "retriever_loss": None if loss_of_retriever is None else loss_of_retriever.item(),
+            "reader_loss": loss_of_reader,
+            "retriever_loss": loss_of_retriever if self.config.trains_retriever else None,
             "reader_learning_rate": rates[0],
             "retriever_learning_rate": rates[1] if len(rates) > 1 else None,
             "gradient_norm": norm,
         }
 
-    def _read(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _accumulate(self, batch: Batch) -> tuple[float, float]:
+        """Add up the gradients of the batch, `micro_batch_size` questions at a time; returns the batch's two losses.
+
+        The weights make the sums the means of the whole batch: over target tokens for the reader, over questions for
+        the retriever.
+        """
+        num_tokens = int((self.reader.tokenize_targets(batch.targets) != IGNORED_LABEL).sum())
+        reader_total, retriever_total = 0.0, 0.0
+        for part in batch.split(self.config.micro_batch_size):
+            label_BT = self.reader.tokenize_targets(part.targets)
+            with self._precision():
+                loss, gold_BR = self._read(part, label_BT)
+            loss = loss * (int((label_BT != IGNORED_LABEL).sum()) / num_tokens)
+            reader_total += loss.item()
+            if gold_BR is not None:
+                distillation = self._distil(part, gold_BR) * (len(part.questions) / len(batch.questions))
+                retriever_total += distillation.item()
+                loss = loss + distillation
+            with self.timer.part("backward"):
+                loss.backward()
+        return reader_total, retriever_total
+
+    def _read(self, batch: Batch, label_BT: Tensor) -> tuple[Tensor, Tensor | None]:
         """Reader loss over the first K passages, and the reader's scores of all R for the retriever (no gradient)."""
-        label_BT = self.reader.tokenize_targets(batch.targets)
         inputs = self.reader.tokenize_inputs(batch.questions, batch.passages)
         first = [of_question[: self.config.num_passages] for of_question in inputs]
         with self.timer.part("encode"):

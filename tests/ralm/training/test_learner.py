@@ -42,13 +42,15 @@ def make_learner(model_location: str, config: TrainingConfig) -> Learner:
     return Learner(reader, encoder, encoder if config.mode == "joint" else None, config, torch.float32)
 
 
-@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"score_pass": "eval"}])
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"score_pass": "eval"}, {"micro_batch_size": 1}])
 def test_options_do_not_change_the_update(tiny_model: str, change: dict[str, object]) -> None:
     plain = make_learner(tiny_model, CONFIG)
     other = make_learner(tiny_model, dataclasses.replace(CONFIG, **change))
     first, second = plain.update(BATCH, 0), other.update(BATCH, 0)
     for name, value in first.items():
         assert second[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+    for name, weight in plain.weights.items():
+        torch.testing.assert_close(other.weights[name].grad, weight.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_query_side_loss_equals_the_joint_one_before_any_update(tiny_model: str) -> None:
