@@ -7,13 +7,11 @@ stopped. The four functions replaced in `_patched_runner` put that right; the gr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,13 +24,13 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from pipelines.compile import Profile, compiled_file
+from pipelines.warm import Child, start_task
 from ralm.artifacts.files import ralm_home, remove
 from ralm.errors import ConfigError, RalmError
 
 logger = logging.getLogger(__name__)
 KFP_VERSION: Final = "2.17."
 GRACE_S = 10.0
-PR_SET_PDEATHSIG: Final = 1
 _EXECUTOR_NOISE: Final = re.compile(r"^\[KFP Executor | Wrote executor output file to ")
 _QUIET: Final = {
     "PYTHONUNBUFFERED": "1",
@@ -53,7 +51,7 @@ class Tasks:
     """The tasks of a run as they go: children that are alive, and how the first failed one ended."""
 
     environment: Mapping[str, str]
-    children: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
+    children: dict[int, Child] = field(default_factory=dict)
     failed: str = ""
     reason: str = ""
     is_stopped: bool = False
@@ -77,7 +75,7 @@ class Tasks:
         logger.info("task %s: started", name)
         try:
             reason = self._stream(child)
-            code = child.wait()
+            code = child.wait() or 0
         finally:
             self.children.pop(child.pid, None)
         logger.info("task %s: %s after %.0f s", name, "done" if code == 0 else "failed", time.monotonic() - started_at)
@@ -85,29 +83,16 @@ class Tasks:
             self.failed, self.reason = name, reason or f"exit code {code}"
         return code
 
-    def _start(self, full_command: list[str], env_vars: Mapping[str, str] | None) -> subprocess.Popen[str]:
-        # `exec` makes Python the shell's process, so that a signal to the child reaches it.
-        command = [part.replace("_KFP_RUNTIME=true ", "export _KFP_RUNTIME=true; exec ") for part in full_command]
-        child = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-            bufsize=1,
-            env={**os.environ, **self.environment, **(env_vars or {})},
-            start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
+    def _start(self, full_command: list[str], env_vars: Mapping[str, str] | None) -> Child:
+        child = start_task(full_command, {**self.environment, **(env_vars or {})})
         self.children[child.pid] = child
         return child
 
-    def _stream(self, child: subprocess.Popen[str]) -> str:
+    def _stream(self, child: Child) -> str:
         """Pass on the child's lines; the last error among them is returned."""
         reason = ""
         is_noise = False
-        for line in child.stdout or ():
+        for line in child.stdout:
             is_noise = bool(_EXECUTOR_NOISE.search(line)) or (is_noise and line[:1] in (" ", "{", "}"))
             if found := _ERROR_LINE.search(line):
                 reason = found[1]
@@ -124,24 +109,14 @@ class Tasks:
         _signal_groups(children, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
         for child in children:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.1, deadline - time.monotonic()))
+            child.wait(max(0.1, deadline - time.monotonic()))
         _signal_groups(children, signal.SIGKILL)
 
 
-def _signal_groups(children: list[subprocess.Popen[str]], number: int) -> None:
+def _signal_groups(children: list[Child], number: int) -> None:
     for child in children:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """In the child, before its program starts: ask Linux for a SIGTERM when the driver dies, also by `kill -9`."""
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(frozen=True)

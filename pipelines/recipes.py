@@ -54,7 +54,7 @@ def quickstart() -> Recipe:
             passages="asset:enwiki-2016-slice", questions="examples/quickstart/questions", model="asset:quickstart"
         ),
         train=TrainConfig(
-            num_steps=24, num_passages=5, learning_rate=5e-4, warmup_steps=2, dropout=0.0, micro_batch_size=1
+            num_steps=16, num_passages=5, learning_rate=5e-4, warmup_steps=2, dropout=0.0, micro_batch_size=1
         ),
         evaluate=EvaluateConfig(num_passages=5),
         report=ReportConfig(title="Quickstart: 64-shot training on a Wikipedia slice"),

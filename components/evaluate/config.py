@@ -27,7 +27,7 @@ class EvaluateConfig:
     recall_at: tuple[int, ...] = (1, 5, 10, 20, 50)
     """Cut-offs k of recall at k, each at most the number of passages in the corpus."""
 
-    batch_size: int = 8
+    batch_size: int = 16
     """Questions read at a time."""
 
     max_batch_tokens: int = 65_536

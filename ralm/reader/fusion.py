@@ -29,6 +29,8 @@ from ralm.reader.prompts import PassageText, format_inputs, format_target
 
 IGNORED_LABEL = -100
 LENGTH_MULTIPLE = 8
+CPU_BUCKET_TOKENS = 768
+GPU_BUCKET_TOKENS = 16384
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
@@ -49,15 +51,22 @@ class EncodedPassages:
         """The passages of some of the questions."""
         return EncodedPassages(state=self.state[questions], mask=self.mask[questions])
 
-    @property
-    def fused_state(self) -> Tensor:
-        """States of all passages of a question side by side, `[B, K*L, D]`."""
-        return self.state.flatten(1, 2)
+    def fuse(self) -> tuple[Tensor, Tensor]:
+        """The states of all passages of a question side by side, without the padding between them.
 
-    @property
-    def fused_mask(self) -> Tensor:
-        """Mask that belongs to `fused_state`, `[B, K*L]`."""
-        return self.mask.flatten(1, 2)
+        The decoder's cross-attention knows no positions, so leaving masked states out changes nothing but the time.
+
+        Returns:
+            (state `[B, S, D]`, mask `[B, S]`), S the most tokens that a question's passages have together.
+        """
+        is_token_BN = self.mask.flatten(1).bool()
+        rows = [
+            state_ND[is_token_N] for state_ND, is_token_N in zip(self.state.flatten(1, 2), is_token_BN, strict=True)
+        ]
+        state_BSD = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        length_B1 = is_token_BN.sum(dim=1, keepdim=True)
+        mask_BS = (torch.arange(state_BSD.shape[1], device=length_B1.device) < length_B1).long()
+        return state_BSD, mask_BS
 
 
 class FusionReader(nn.Module):
@@ -68,8 +77,8 @@ class FusionReader(nn.Module):
         tokenizer: its tokenizer.
         config: formats and limits.
         folder: where they are from; its tokenizer files go along when the reader is saved.
-        num_buckets: into how many groups of similar length the passages are sorted for encoding. It changes the time,
-            not the result.
+        bucket_tokens: passages are sorted by length and encoded in groups of at least this many tokens: small groups
+            need little padding, large ones use the hardware better. It changes the time, not the result.
     """
 
     def __init__(
@@ -79,14 +88,14 @@ class FusionReader(nn.Module):
         config: ReaderConfig,
         *,
         folder: Path,
-        num_buckets: int = 8,
+        bucket_tokens: int = CPU_BUCKET_TOKENS,
     ) -> None:
         super().__init__()
         self._folder = folder
         self.model: Any = model
         self.tokenizer: Any = tokenizer
         self.config = config
-        self.num_buckets = num_buckets
+        self.bucket_tokens = bucket_tokens
 
     @classmethod
     def load(
@@ -116,7 +125,8 @@ class FusionReader(nn.Module):
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder}: expected a T5 reader in transformers' layout, found: {error}") from error
         fuse_activations(model)
-        return cls(model.to(device).eval(), tokenizer, config, folder=folder)
+        bucket_tokens = GPU_BUCKET_TOKENS if device.type == "cuda" else CPU_BUCKET_TOKENS
+        return cls(model.to(device).eval(), tokenizer, config, folder=folder, bucket_tokens=bucket_tokens)
 
     @property
     def device(self) -> torch.device:
@@ -167,7 +177,7 @@ class FusionReader(nn.Module):
         longest = _round_up(max(len(tokens) for tokens in flat))
         order = sorted(range(len(flat)), key=lambda row: (len(flat[row]), row))
         states = []
-        for bucket in _split(order, self.num_buckets):
+        for bucket in _split(order, [len(tokens) for tokens in flat], self.bucket_tokens):
             id_NL, mask_NL = self._pad([flat[row] for row in bucket])
             state_NLD = self.model.encoder(input_ids=id_NL, attention_mask=mask_NL).last_hidden_state
             state_NLD = state_NLD * mask_NL.unsqueeze(-1)
@@ -181,7 +191,7 @@ class FusionReader(nn.Module):
 
     def fusion_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
         """Logits `[B, T, V]` of the targets given all passages together (teacher forcing)."""
-        return self._decode(encoded.fused_state, encoded.fused_mask, label_BT)
+        return self._decode(*encoded.fuse(), label_BT)
 
     def passage_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
         """Logits `[B, K, T, V]` of the targets given each passage alone, from the same encoder states.
@@ -226,16 +236,24 @@ def _round_up(length: int) -> int:
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
-def _split(order: list[int], num_parts: int) -> list[list[int]]:
-    """Cut into at most `num_parts` runs whose sizes differ by at most one.
+def _split(order: list[int], lengths: list[int], bucket_tokens: int) -> list[list[int]]:
+    """Cut rows sorted by length into runs of at least `bucket_tokens`; a shorter rest joins the last one.
 
-    >>> _split([5, 6, 7], 2), _split([5], 4)
-    ([[5, 6], [7]], [[5]])
+    >>> _split([0, 1, 2, 3], [4, 5, 6, 7], 9), _split([0], [3], 9)
+    ([[0, 1], [2, 3]], [[0]])
     """
-    num_parts = min(num_parts, len(order))
-    size, rest = divmod(len(order), num_parts)
-    ends = [part * size + min(part, rest) for part in range(num_parts + 1)]
-    return [order[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    runs: list[list[int]] = [[]]
+    size = 0
+    for row in order:
+        if size >= bucket_tokens:
+            runs.append([])
+            size = 0
+        runs[-1].append(row)
+        size += lengths[row]
+    if size < bucket_tokens and len(runs) > 1:
+        rest = runs.pop()
+        runs[-1] += rest
+    return runs
 
 
 def _group_by_question(state_NLD: Tensor, mask_NL: Tensor, counts: list[int]) -> EncodedPassages:

@@ -74,21 +74,23 @@ def score_answers(
 def _answer_batch(
     reader: FusionReader, inputs: list[list[list[int]]], *, num_beams: int, num_candidates: int
 ) -> list[list[Candidate]]:
-    encoded = reader.encode(inputs)
-    token_NT = reader.model.generate(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded.fused_state),
-        attention_mask=encoded.fused_mask,
+    state_BSD, mask_BS = reader.encode(inputs).fuse()
+    output = reader.model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=state_BSD),
+        attention_mask=mask_BS,
         do_sample=False,
         num_beams=num_beams,
         num_return_sequences=num_candidates,
         max_new_tokens=reader.config.max_target_tokens,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
-    texts = [text.strip() for text in reader.tokenizer.batch_decode(token_NT, skip_special_tokens=True)]
-    repeated = EncodedPassages(
-        state=encoded.state.repeat_interleave(num_candidates, dim=0),
-        mask=encoded.mask.repeat_interleave(num_candidates, dim=0),
+    texts = [text.strip() for text in reader.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)]
+    score_NT = reader.model.compute_transition_scores(
+        output.sequences, output.scores, output.get("beam_indices"), normalize_logits=num_beams == 1
     )
-    scores = _log_probabilities(reader, repeated, _labels(reader, token_NT)).tolist()
+    is_learnt_NT = _labels(reader, output.sequences)[:, : score_NT.shape[1]] != IGNORED_LABEL
+    scores = score_NT.masked_fill(~is_learnt_NT, 0.0).sum(dim=1).tolist()
     flat = [Candidate(text=text, log_probability=score) for text, score in zip(texts, scores, strict=True)]
     found = [flat[start : start + num_candidates] for start in range(0, len(flat), num_candidates)]
     return [sorted(of_question, key=lambda candidate: -candidate.log_probability) for of_question in found]

@@ -49,9 +49,9 @@ def padded_encode(reader: FusionReader, inputs: list[list[list[int]]]) -> tuple[
     return reader.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
 
-@pytest.mark.parametrize("num_buckets", [1, 2, 4, 100])
-def test_buckets_equal_one_padded_pass(reader: FusionReader, num_buckets: int) -> None:
-    reader.num_buckets = num_buckets
+@pytest.mark.parametrize("bucket_tokens", [1, 30, 80, 10_000])
+def test_buckets_equal_one_padded_pass(reader: FusionReader, bucket_tokens: int) -> None:
+    reader.bucket_tokens = bucket_tokens
     inputs = reader.tokenize_inputs(QUESTIONS, PASSAGES)
     assert len({len(tokens) for of_question in inputs for tokens in of_question}) > 3
     encoded = reader.encode(inputs)

@@ -1,0 +1,101 @@
+"""Start tasks as forks of a server process that has imported torch, transformers and mlflow once.
+
+A graph of a dozen small tasks would otherwise spend more time on imports than on work. Each task still is a process of
+its own, with its own session, so that a signal to its group ends it and what it started.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import IO, Any, Final
+
+from ralm.errors import ConfigError
+
+EXECUTOR: Final = "kfp.dsl.executor_main"
+PRELOADED: Final = [
+    EXECUTOR,
+    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
+    *(f"components.{name}.stage" for name in ("plan", "download", "embed", "index", "train", "evaluate", "report")),
+]
+PR_SET_PDEATHSIG: Final = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running task."""
+
+    process: Any
+    stdout: IO[str]
+    """What it prints, errors included."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id, also the id of its process group."""
+        return int(self.process.pid)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Exit code, negative for a signal; None if it has not ended in time."""
+        self.process.join(timeout_s)
+        return None if self.process.exitcode is None else int(self.process.exitcode)
+
+
+def start_task(full_command: list[str], environment: Mapping[str, str]) -> Child:
+    """Run the command of a lightweight Python component.
+
+    Args:
+        full_command: `sh -c SCRIPT SOURCE ARGUMENTS...` as the compiler writes it.
+        environment: variables beside those of this process.
+
+    Raises:
+        ConfigError: the command is of another kind.
+    """
+    if len(full_command) < 5 or not re.search(rf"-m {re.escape(EXECUTOR)}\s", full_command[2]):
+        raise ConfigError(f"the local runner runs Python components only, found the command {full_command[:3]}")
+    context = multiprocessing.get_context("forkserver")
+    if sys.platform == "linux":  # elsewhere a fork of a process with large libraries is not safe
+        context.set_forkserver_preload(PRELOADED)
+    reader, writer = context.Pipe(duplex=False)
+    arguments = (full_command[3], full_command[4:], dict(environment), writer)
+    process = context.Process(target=_run_executor, args=arguments)
+    process.start()
+    writer.close()
+    stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
+    reader.close()
+    return Child(process, stdout)
+
+
+def _run_executor(source: str, arguments: list[str], environment: Mapping[str, str], output: Connection) -> None:
+    """In the forked child: what the compiled shell script does, without a new Python."""
+    os.setsid()
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # end with the server, which ends with the driver
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    output.close()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.update(environment)
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "ephemeral_component.py"
+        program.write_text(source, encoding="utf-8")
+        sys.argv = [EXECUTOR, "--component_module_path", str(program), *arguments]
+        os.environ["_KFP_RUNTIME"] = "true"
+        try:
+            runpy.run_module(EXECUTOR, run_name="__main__", alter_sys=True)
+        finally:
+            atexit._run_exitfuncs()
