@@ -27,13 +27,13 @@ from pipelines.compile import Profile, compiled_file
 from pipelines.warm import Child, start_task
 from ralm.artifacts.files import ralm_home, remove
 from ralm.errors import ConfigError, RalmError
+from ralm.log import PROGRESS_MARK
 
 logger = logging.getLogger(__name__)
 KFP_VERSION: Final = "2.17."
 GRACE_S = 10.0
 _EXECUTOR_NOISE: Final = re.compile(r"^\[KFP Executor | Wrote executor output file to ")
 _QUIET: Final = {
-    "PYTHONUNBUFFERED": "1",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -78,6 +78,8 @@ class Tasks:
             code = child.wait() or 0
         finally:
             self.children.pop(child.pid, None)
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[2K")
         logger.info("task %s: %s after %.0f s", name, "done" if code == 0 else "failed", time.monotonic() - started_at)
         if code != 0 and not self.failed and not self.is_stopped:
             self.failed, self.reason = name, reason or f"exit code {code}"
@@ -97,8 +99,7 @@ class Tasks:
             if found := _ERROR_LINE.search(line):
                 reason = found[1]
             if not is_noise and line.strip():
-                sys.stderr.write(f"    {line}")
-                sys.stderr.flush()
+                _show(line)
         return reason
 
     def stop(self) -> None:
@@ -111,6 +112,16 @@ class Tasks:
         for child in children:
             child.wait(max(0.1, deadline - time.monotonic()))
         _signal_groups(children, signal.SIGKILL)
+
+
+def _show(line: str) -> None:
+    """Pass a task's line on; its progress is shown in place, until the next line."""
+    clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    if line.startswith(PROGRESS_MARK):
+        sys.stderr.write(f"{clear}    {line.removeprefix(PROGRESS_MARK).rstrip()}")
+    else:
+        sys.stderr.write(f"{clear}    {line}")
+    sys.stderr.flush()
 
 
 def _signal_groups(children: list[Child], number: int) -> None:
@@ -157,7 +168,10 @@ def run_pipeline(arguments: Mapping[str, Any], *, profile: Profile = "local", fi
     folder = ralm_home() / "runs" / run_id
     folder.mkdir(parents=True)
     events = folder / "events.jsonl"
-    tasks = Tasks(environment={**_QUIET, "RALM_RUN_ID": run_id, "RALM_EVENTS": str(events)})
+    environment = {**_QUIET, "RALM_RUN_ID": run_id, "RALM_EVENTS": str(events)}
+    if sys.stderr.isatty():
+        environment["RALM_PROGRESS"] = "driver"
+    tasks = Tasks(environment=environment)
     started_at = time.monotonic()
     try:
         with _stopping_on_signals(tasks):

@@ -12,6 +12,8 @@ from typing import Self
 from tqdm import tqdm
 
 REPORT_EVERY_S = 30.0
+PROGRESS_MARK = "@progress "
+"""Starts a line that is meant for the driver of a pipeline run, which shows it in place (`RALM_PROGRESS=driver`)."""
 logger = logging.getLogger(__name__)
 
 
@@ -49,6 +51,8 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
         self.done = 0
         self._started_at = self._reported_at = time.monotonic()
         self._bar: tqdm | None = None
+        self._has_driver = os.environ.get("RALM_PROGRESS") == "driver"
+        self._every_s = 1.0 if self._has_driver else REPORT_EVERY_S
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -75,9 +79,12 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._reported_at >= REPORT_EVERY_S:
+        elif time.monotonic() - self._reported_at >= self._every_s:
             self._reported_at = time.monotonic()
-            logger.info("%s", self._line(note))
+            if self._has_driver:
+                print(f"{PROGRESS_MARK}{self._line(note)}", file=sys.stderr, flush=True)
+            else:
+                logger.info("%s", self._line(note))
 
     def _line(self, note: str = "") -> str:
         rate = self.done / max(self.elapsed_s, 1e-9)
