@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import importlib
 import multiprocessing
 import os
 import re
-import runpy
 import signal
 import sys
 import tempfile
@@ -96,6 +96,6 @@ def _run_executor(source: str, arguments: list[str], environment: Mapping[str, s
         sys.argv = [EXECUTOR, "--component_module_path", str(program), *arguments]
         os.environ["_KFP_RUNTIME"] = "true"
         try:
-            runpy.run_module(EXECUTOR, run_name="__main__", alter_sys=True)
+            importlib.import_module(EXECUTOR).executor_main()
         finally:
             atexit._run_exitfuncs()
