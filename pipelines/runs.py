@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from pipelines.compile import Profile
-from ralm.artifacts.files import Location, exists, join, open_file, ralm_home, read_json, write_json
+from ralm.artifacts.files import Location, exists, join, ralm_home, read_json, read_settings, write_json
 from ralm.artifacts.manifest import read_artifact
 from ralm.errors import ArtifactError, ConfigError
 
@@ -97,15 +95,8 @@ def read_inputs(place: Location) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown key, or a value of the wrong type.
     """
-    with open_file(place) as file:
-        try:
-            plain = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{place}: no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, Mapping):
-        raise ConfigError(f"{place}: expected settings by name, found {type(plain).__name__}")
     inputs: dict[str, Any] = {}
-    for name, value in plain.items():
+    for name, value in read_settings(place).items():
         if name not in INPUTS:
             raise ConfigError(f"{place}: unknown setting {name!r}, expected one of {', '.join(INPUTS)}")
         if name == "settings" and isinstance(value, Mapping):

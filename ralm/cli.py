@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ralm.artifacts.files import read_settings
 from ralm.artifacts.manifest import Manifest
 from ralm.artifacts.store import handing_over_by_reference, stored_location
 from ralm.errors import ConfigError, RalmError
@@ -43,7 +44,9 @@ def run_stage(stage: Stage, argv: Sequence[str] | None = None, *, prog: str | No
     arguments = list(sys.argv[1:] if argv is None else argv)
     with exit_code() as outcome:
         parser = build_parser(stage, prog=prog)
-        namespace = parser.parse_args(normalise_flags(arguments))
+        flags = normalise_flags(arguments)
+        check_config_files(stage, flags)
+        namespace = parser.parse_args(flags)
         as_json = namespace.pop("json")
         set_up_logging("DEBUG" if namespace.pop("verbose") else None)
         manifest = call_tracked(stage, dict(parser.instantiate(namespace)))
@@ -157,6 +160,29 @@ def build_parser(stage: Stage, *, prog: str | None = None) -> Any:
     return parser
 
 
+def check_config_files(stage: Stage, flags: Sequence[str]) -> None:
+    """Look for unknown settings in the files given with `--config`; the parser would not name the file.
+
+    Raises:
+        ConfigError: an unknown setting, or no YAML.
+        DataError: no such file.
+    """
+    for place, word in enumerate(flags):
+        name, equals, value = word.partition("=")
+        file = value if equals else "".join(flags[place + 1 : place + 2])
+        if name == "--config" and file and not file.lstrip().startswith("{"):
+            _check_settings(read_settings(file), config_type(stage), where=file)
+
+
+def _check_settings(settings: Mapping[str, Any], kind: type[Any], *, where: str) -> None:
+    known = typing.get_type_hints(kind)
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"{where}: unknown setting {name!r}, expected one of {', '.join(known)}")
+        if dataclasses.is_dataclass(known[name]) and isinstance(value, Mapping):
+            _check_settings(value, typing.cast(type[Any], known[name]), where=f"{where}: {name}")
+
+
 def parse_config(kind: type[Any], text: str) -> Any:
     """A config dataclass from a JSON object.
 
@@ -199,6 +225,8 @@ def _readable(message: str) -> str:
     """
     text = " ".join(message.split()).removeprefix("error: ")
     text = re.sub(r'Parser key "([\w.]+)":', r"\1:", text)
+    text = re.sub(r"^config: Unable to load config '(.+?)' - (?=config\.)", r"\1: ", text)
+    text = re.sub(r"^Group '([\w.]+)' does not accept option '(\S+)'", r"\1: unknown setting '\2'", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
     return re.sub(r"Expected an? (.+?)\. Got value: ", r"expected \1, found ", text)
 

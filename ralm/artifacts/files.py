@@ -19,8 +19,9 @@ from typing import IO, Any, cast
 
 import fsspec
 import fsspec.core
+import yaml
 
-from ralm.errors import ArtifactError, DataError
+from ralm.errors import ArtifactError, ConfigError, DataError
 
 Location = str
 BLOCK_BYTES = 1 << 20
@@ -119,6 +120,23 @@ def read_json(location: Location) -> Any:
         raise DataError(f"{location} line {error.lineno} column {error.colno}: no JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{location}: no JSON: byte {error.start} is not UTF-8") from error
+
+
+def read_settings(location: Location) -> dict[str, Any]:
+    """Parse a YAML or JSON file of settings by name.
+
+    Raises:
+        DataError: it is missing.
+        ConfigError: it is no YAML (the message names line and column), or no mapping.
+    """
+    with open_file(location) as file:
+        try:
+            plain = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{location}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{location}: expected settings by name, found {type(plain).__name__}")
+    return {str(name): value for name, value in plain.items()}
 
 
 def encode_json(value: Any) -> bytes:

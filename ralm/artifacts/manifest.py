@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ralm.artifacts.files import Location, encode_json, exists, file_system, is_remote, join, local_copy, read_json
+from ralm.artifacts.files import (
+    Location,
+    encode_json,
+    exists,
+    file_system,
+    is_folder,
+    is_remote,
+    join,
+    local_copy,
+    read_json,
+)
 from ralm.errors import ArtifactError, DataError
 
 MANIFEST = "manifest.json"
@@ -169,6 +179,8 @@ def read_artifact(location: Location) -> Artifact:
     """
     place = join(location, MANIFEST)
     if not exists(place):
+        if exists(location) and not is_folder(location):
+            raise ArtifactError(f"{location}: expected the folder of an artifact, found a file")
         state = "unfinished: it has no manifest.json" if exists(location) else "no such artifact"
         raise ArtifactError(f"{location}: {state}; run the stage that makes it")
     try:

@@ -21,7 +21,6 @@ import pytest
 from components.download.config import DownloadConfig
 from components.download.stage import download
 from ralm.artifacts.tables import read_table
-from ralm.cli import run_stage
 from ralm.corpus import build, parallel
 from ralm.errors import ArtifactError, ConfigError, DataError
 
@@ -220,33 +219,6 @@ def test_exactly_one_output(tmp_path: Path) -> None:
         download(passages="a")
     with pytest.raises(ConfigError, match="--retriever and --reader go with --model"):
         download(source="x", passages="a", reader="r")
-
-
-def run_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert run_stage(download, [*argv, "--passages", str(tmp_path / "p")]) == 2
-    assert not (tmp_path / "p" / "manifest.json").exists()
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("ralm: error: ")
-    return message
-
-
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = tmp_path / "my.jsonl"
-    broken.write_text('{"title": "t", "text": "x"}\n' * 6 + "{broken\n")
-    assert "my.jsonl line 7: no JSON" in run_bad(tmp_path, capsys, "--source", str(broken))
-    data = bz2.compress(DUMP.read_bytes())
-    (tmp_path / "cut.xml.bz2").write_bytes(data[:-20])
-    assert "cut.xml.bz2: the bz2 data ends too early" in run_bad(
-        tmp_path, capsys, "--source", str(tmp_path / "cut.xml.bz2")
-    )
-    (tmp_path / "bad.xml").write_text(DUMP.read_text().replace("</page>", "", 1))
-    assert "bad.xml: malformed XML at line" in run_bad(tmp_path, capsys, "--source", str(tmp_path / "bad.xml"))
-    (tmp_path / "empty.csv").write_text("title,text\n")
-    assert "the corpus is empty" in run_bad(tmp_path, capsys, "--source", str(tmp_path / "empty.csv"))
-    assert "nothing.csv" in run_bad(tmp_path, capsys, "--source", str(tmp_path / "nothing.csv"))
-    assert "workers" in run_bad(tmp_path, capsys, "--source", str(DUMP), "--config.workers", "many")
-    assert "unknown_key" in run_bad(tmp_path, capsys, "--source", str(DUMP), "--config", '{"unknown_key": 1}')
-    assert "passage_words" in run_bad(tmp_path, capsys, "--source", str(DUMP), "--config.passage-words", "2")
 
 
 def test_a_dead_worker_is_an_error() -> None:
