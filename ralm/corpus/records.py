@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ralm.errors import DataError
 FIELD_BYTES = 1 << 27
 TEXT_NAMES = ("text", "contents", "content", "body")
 ID_NAMES = ("id", "_id", "source_id")
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 csv.field_size_limit(FIELD_BYTES)
 
 
@@ -37,7 +39,18 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{path} line {number}: no JSON: {reason}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}")
+        if (half := _HALF_CHARACTER.search(line)) and not _is_unicode(row):
+            raise DataError(f"{path} line {number}: {half[0]} at column {half.start() + 1} is half a character")
         yield number, row
+
+
+def _is_unicode(row: dict[str, Any]) -> bool:
+    r"""False if an escape such as `\ud83d` has no partner: such text cannot be written."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def string_field(row: Mapping[str, Any], names: tuple[str, ...], place: str, *, default: str | None = None) -> str:
@@ -127,6 +140,8 @@ def read_csv(path: Path) -> Iterator[Document]:
     rows = _csv_rows(path, find_delimiter(first))
     _, header = next(rows, (1, []))
     names = [name.strip().lower() for name in header]
+    if twice := sorted(name for name in set(names) if name and names.count(name) > 1):
+        raise DataError(f"{path}: the header names {twice[0]!r} twice")
     for number, row in rows:
         if len(row) != len(names):
             raise DataError(f"{path} line {number}: expected {len(names)} fields as in the header, found {len(row)}")

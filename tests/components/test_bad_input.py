@@ -167,6 +167,11 @@ def test_each_gets_one_line_that_names_file_and_place(
     [
         (lambda b: b.download(b.file("a.csv", "title,text\nt,\xe9\n".encode("latin-1"))), "a.csv line 2: byte 3"),
         (lambda b: b.download(b.file("a.jsonl", b'{"title": "t", "text": "\xe9"}')), "a.jsonl line 1: byte 25"),
+        (
+            lambda b: b.download(b.file("a.jsonl", '{"title": "t", "text": "x \\ud83d"}')),
+            "a.jsonl line 1: \\ud83d at column",
+        ),
+        (lambda b: b.download(b.file("a.csv", "title,text,Text\na,b,c\n")), "a.csv: the header names 'text' twice"),
         (lambda b: b.download(b.file("a.csv", 'title,text\na,"b\n')), "a.csv line 2: no ','-separated table"),
         (lambda b: b.download(b.file("a.csv", "title,text\na,b,c\n")), "a.csv line 2: expected 2 fields"),
         (lambda b: b.download(b.file("a.csv", "name,text\na,b\n")), "a.csv line 2: missing field 'title'"),
