@@ -20,7 +20,8 @@ from mlflow.pyfunc.model import PythonModel
 from mlflow.tracking import MlflowClient
 
 from ralm import tracking
-from ralm.artifacts.files import Location, read_json, write_json
+from ralm.artifacts.files import Location, ralm_home, read_json, write_json
+from ralm.artifacts.lock import only_one
 from ralm.artifacts.manifest import read_artifact
 from ralm.errors import ArtifactError, ConfigError, RalmError
 
@@ -119,6 +120,11 @@ def register_pair(pair: Pair, *, metric: str, value: float, questions: str, tags
     Raises:
         RalmError: another champion came up between the comparison and the promotion; run the stage again.
     """
+    with only_one(ralm_home() / "locks" / f"register-{pair.name}.lock", f"registering a version of {pair.name}"):
+        return _register(pair, metric, value, questions, tags)
+
+
+def _register(pair: Pair, metric: str, value: float, questions: str, tags: dict[str, str]) -> Registration:
     client = tracking.connect()
     known = _find_version(client, pair)
     facts = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -34,6 +33,7 @@ from ralm.artifacts.files import (
     sha256_file,
     write_json,
 )
+from ralm.artifacts.lock import only_one
 from ralm.artifacts.manifest import (
     MANIFEST,
     TIMINGS,
@@ -133,7 +133,7 @@ def produce(
     key = artifact_key(stage=stage, stage_version=stage_version, inputs=inputs, config=plain, seed=seed)
     place = join(store_uri(), kind, key)
     _check_output(output)
-    with _only_builder(key):
+    with only_one(ralm_home() / "locks" / f"{key}.lock", f"making {key}"):
         manifest = _finished(place, kind)
         if manifest is None:
             work = _work_folder(key)
@@ -275,20 +275,6 @@ def _work_folder(key: str) -> Path:
     store = store_uri()
     base = ralm_home() / "work" if is_remote(store) else local_path(store) / ".work"
     return base / key
-
-
-@contextlib.contextmanager
-def _only_builder(key: str) -> Iterator[None]:
-    """One process on this machine at a time makes a given artifact; the others wait and then reuse it."""
-    path = ralm_home() / "locks" / f"{key}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another process is making %s; waiting for it", key)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _remove_stored(place: Location) -> None:

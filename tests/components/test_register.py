@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,21 @@ def test_champion_only_by_a_better_figure_and_once_per_pair(
     assert pair is not None
     assert pair.fingerprints == {"model": "better"}
     assert client.get_model_version("ralm-toy", "1").tags["ralm.corpus"]
+
+
+def test_one_version_when_two_register_the_same_pair_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RALM_TRACKING", "on")
+    from ralm import tracking
+    from ralm.serving import Pair, register_pair
+
+    tracking.connect()
+    pair = Pair(recipe="toy", fingerprints={"model": "m"}, model="m", index="i", passages="p")
+
+    def register_one(_: int) -> str:
+        return register_pair(pair, metric="exact_match", value=0.5, questions="q", tags={}).version
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(register_one, range(2))) == ["1", "1"]
 
 
 def test_a_registered_version_answers(inputs: Inputs, monkeypatch: pytest.MonkeyPatch, session_home: Path) -> None:
