@@ -24,6 +24,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from ralm.errors import ArtifactError
+from ralm.pretrained import load_weights
 from ralm.reader.config import ReaderConfig
 from ralm.reader.prompts import PassageText, format_inputs, format_target
 
@@ -115,12 +116,10 @@ class FusionReader(nn.Module):
             dtype: number format of the weights.
 
         Raises:
-            ArtifactError: the folder holds no T5 that transformers can load.
+            ArtifactError: the folder holds no T5 that transformers can load whole.
         """
+        model = load_weights(T5ForConditionalGeneration, folder, dtype=dtype, use_safetensors=True)
         try:
-            model = T5ForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{folder}: expected a T5 reader in transformers' layout, found: {error}") from error

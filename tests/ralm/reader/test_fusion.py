@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
@@ -130,8 +132,21 @@ def test_output_layer_stays_apart_from_the_embedding_after_saving(reader: Fusion
 
 
 def test_a_folder_without_reader_is_an_artifact_error(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="expected a T5 reader"):
+    with pytest.raises(ArtifactError, match="cannot load the weights"):
         FusionReader.load(tmp_path, ReaderConfig(), device=torch.device("cpu"))
+
+
+def test_missing_weights_are_an_error_and_no_random_start(tiny_model_files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(tiny_model_files / "reader", folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["decoder.block.1.layer.0.SelfAttention.q.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"1 weights are missing, such as decoder\.block\.1"):
+        FusionReader.load(folder, ReaderConfig(), device=torch.device("cpu"))
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="cannot load the weights"):
+        FusionReader.load(folder, ReaderConfig(), device=torch.device("cpu"))
 
 
 def test_fused_activations_change_nothing(reader: FusionReader, reader_folder: Path) -> None:
