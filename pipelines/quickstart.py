@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 from pathlib import PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -14,13 +15,13 @@ from ralm.artifacts.files import Location, exists, is_remote
 from ralm.errors import DataError
 
 RECIPE: Final = "quickstart"
-QUESTION: Final = "Who wrote Atlas Shrugged?"
+QUESTION: Final = "Who hosted the 1969 NASA documentary Debrief: Apollo 8?"
 logger = logging.getLogger(__name__)
 
 
 def run() -> dict[str, Any]:
     """Run the quickstart recipe."""
-    return dataclasses.asdict(runs.run_recipe(RECIPE, {})) | {"ask": f'ralm ask "{QUESTION}"'}
+    return dataclasses.asdict(runs.run_recipe(RECIPE, {})) | {"ask": f'{sys.argv[0]} ask "{QUESTION}"'}
 
 
 def index_own(corpus: Location) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def index_own(corpus: Location) -> dict[str, Any]:
         "index": indexed.index,
         "passages_uri": indexed.passages,
         "reused": reused,
-        "ask": 'ralm ask "..."',
+        "ask": f'{sys.argv[0]} ask "..."',
     }
 
 

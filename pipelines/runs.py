@@ -74,7 +74,7 @@ class Summary:
     mlflow: str
     """Where its MLflow runs are; empty where tracking is off."""
     reused: list[str]
-    """Stages whose artifact an earlier run had made."""
+    """Stages whose artifact had been made before, each once."""
     elapsed_s: float
 
 
@@ -139,7 +139,9 @@ def run_recipe(recipe: str, inputs: Mapping[str, Any], *, profile: Profile = "lo
         report=join(finished.last("report"), "report.html"),
         registration=registration,
         mlflow=tracking.tracking_uri() if tracking.is_enabled() else "",
-        reused=[f"{event['stage']} ({event['kind']})" for event in finished.events if event["reused"]],
+        reused=list(
+            dict.fromkeys(f"{event['stage']} ({event['kind']})" for event in finished.events if event["reused"])
+        ),
         elapsed_s=round(finished.elapsed_s, 1),
     )
     num_passages = json.loads(planned.evaluate)["num_passages"]

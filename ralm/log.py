@@ -26,7 +26,18 @@ def set_up_logging(level: str | int | None = None) -> None:
         stream=sys.stderr,
         force=True,
     )
-    for name in ("httpx", "urllib3", "fsspec", "filelock", "alembic", "kfp", "botocore", "aiobotocore", "s3fs"):
+    for name in (
+        "httpx",
+        "urllib3",
+        "faiss",
+        "fsspec",
+        "filelock",
+        "alembic",
+        "kfp",
+        "botocore",
+        "aiobotocore",
+        "s3fs",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -48,7 +59,7 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
 
     def __init__(self, *, total: int | None, what: str, unit: str) -> None:
         self.total, self.what, self.unit = total, what, unit
-        self.done = 0
+        self.done = self._reported = 0
         self._started_at = self._reported_at = time.monotonic()
         self._bar: tqdm | None = None
         self._has_driver = os.environ.get("RALM_PROGRESS") == "driver"
@@ -64,7 +75,7 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        if kind is None and self.elapsed_s >= REPORT_EVERY_S:
+        if kind is None and self.elapsed_s >= REPORT_EVERY_S and self._reported < self.done:
             logger.info("%s", self._line())
 
     @property
@@ -80,7 +91,7 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
         elif time.monotonic() - self._reported_at >= self._every_s:
-            self._reported_at = time.monotonic()
+            self._reported_at, self._reported = time.monotonic(), self.done
             if self._has_driver:
                 print(f"{PROGRESS_MARK}{self._line(note)}", file=sys.stderr, flush=True)
             else:
@@ -91,7 +102,8 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
         line = f"{self.what}: {self.done:,}"
         if self.total is not None:
             line += f" / {self.total:,}"
-        line += f" {self.unit}, {rate:,.1f} a second"
+        line += f" {self.unit}, "
+        line += f"{rate:,.1f} a second" if rate >= 1 or not self.done else f"{1 / rate:,.1f} s each"
         if self.total is not None and rate > 0 and self.done < self.total:
             line += f", {(self.total - self.done) / rate:,.0f} s left"
         return f"{line}, {note}" if note else line

@@ -68,6 +68,7 @@ def connect() -> MlflowClient:
     Only one process at a time does this, so that processes that start together do not migrate one database at once.
     """
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.tracking import MlflowClient
 

@@ -94,7 +94,7 @@ def _losses(trained: Artifact) -> list[Figure]:
         if not pairs:
             continue
         steps, losses = [step for step, _ in pairs], [loss for _, loss in pairs]
-        window = max(1, len(losses) // 10)
+        window = max(1, min(len(losses) // 4, 4), len(losses) // 10)
         lines = [Line("each step", "raw", steps, losses, has_dots=False)]
         legend = [("stroke raw", "each step")]
         if window > 1:

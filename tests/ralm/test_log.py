@@ -28,8 +28,8 @@ def test_a_line_every_30_s(clock: list[float], caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO):
         run(clock, 10)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "embed: 3 / 10 passages, 0.1 a second, 70 s left, loss 0.5"
-    assert lines[-1] == "embed: 10 / 10 passages, 0.1 a second"
+    assert lines[0] == "embed: 3 / 10 passages, 10.0 s each, 70 s left, loss 0.5"
+    assert lines[-1] == "embed: 10 / 10 passages, 10.0 s each"
     assert len(lines) == 4
 
 
