@@ -250,8 +250,3 @@ def normalise_flags(argv: Sequence[str]) -> list[str]:
             word = "--" + name[2:].replace("-", "_") + equals + value
         flags.append(word)
     return flags
-
-
-def config_fields(kind: type[Any]) -> list[str]:
-    """Names of a config's fields."""
-    return [field.name for field in dataclasses.fields(kind)]

@@ -41,13 +41,6 @@ _DECODERS: dict[bytes, tuple[str, Callable[[], _Decoder]]] = {
 }
 
 
-def compression(path: Path) -> str:
-    """`bz2`, `gzip`, `zstd`, or empty for a plain file, told by its first bytes."""
-    with path.open("rb") as file:
-        head = file.read(4)
-    return next((name for magic, (name, _) in _DECODERS.items() if head.startswith(magic)), "")
-
-
 def read_chunks(path: Path) -> Iterator[bytes]:
     """The decompressed content of a file in pieces.
 

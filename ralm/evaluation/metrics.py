@@ -69,11 +69,6 @@ class Difference:
     """Share of resamples inside low..high."""
     resamples: int
 
-    @property
-    def is_clear(self) -> bool:
-        """True if the interval lies wholly on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def paired_difference(
     before: Sequence[float], after: Sequence[float], *, resamples: int, seed: int, confidence: float = 0.95

@@ -30,6 +30,7 @@ _OTHER_PYTHON = ["--only-binary=:all:", "--python-version=3.11", "--implementati
 ]
 _ATTEMPTS = (["--only-binary=:all:"], _OTHER_PYTHON, ["--no-binary=:all:"])
 """A wheel for this Python, else one for a Python that most have wheels for (it is only read), else the sdist."""
+_NO_CONNECTION = re.compile(r"after connection broken by|Could not fetch URL .*connection error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,8 @@ def _pip_download(package: PackageFile, folder: Path) -> Path:
         if found:
             return found[0]
     lines = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-1:]
-    raise DataError(f"{requirement}: pip could not fetch it: {lines[-1] if lines else 'no message'}")
+    offline = " (no connection to the package index)" if _NO_CONNECTION.search(output) else ""
+    raise DataError(f"{requirement}: pip could not fetch it{offline}: {lines[-1] if lines else 'no message'}")
 
 
 def _run_pip(options: list[str]) -> str:

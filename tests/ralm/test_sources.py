@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -55,6 +56,17 @@ def test_a_folder_inside_a_package_does_not_leave_its_place(wheels: Path, ralm_h
     files = {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
     assert files == {"a.txt": b"one", "more/b.txt": b"two"}
     assert not list(ralm_home.rglob("evil.txt"))
+
+
+def test_without_a_connection_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"CONFIG_FILE": os.devnull, "INDEX_URL": "http://127.0.0.1:9/simple", "RETRIES": "1", "NO_INDEX": "0"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(
+        DataError, match=r"toy-data==1.0: pip could not fetch it \(no connection to the package index\)"
+    ):
+        fetch_file("pypi://toy-data==1.0!toy_data/a.txt")
 
 
 def test_missing_packages_and_paths(wheels: Path, ralm_home: Path) -> None:

@@ -8,7 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ralm.artifacts.schemas import PASSAGE_IDS, QUESTIONS, embeddings_schema, predictions_schema
+from ralm.artifacts.schemas import (
+    PASSAGE_IDS,
+    PASSAGES,
+    QUESTIONS,
+    TRAINING_LOG,
+    embeddings_schema,
+    predictions_schema,
+    schema_name,
+)
 from ralm.artifacts.tables import TableWriter, iterate_rows, read_table, to_table, write_table
 from ralm.errors import ArtifactError, ConfigError
 
@@ -88,3 +96,40 @@ def test_embeddings_schema_carries_its_facts() -> None:
 def test_predictions_take_a_task_s_metrics() -> None:
     assert predictions_schema(["exact_match"]).names[-1] == "exact_match"
     assert QUESTIONS.field("answers").type.value_field.name == "element"
+
+
+LAYOUTS = {
+    "passages/1": "passage_id int64, source_id string, page_id int64?, revision_id int64?, title string, "
+    "section string, text string, kind string, position int32, content_hash string",
+    "questions/1": "question_id string, task string, question string, answers [string], target string?, "
+    "options [string], label string?, source_id string?, positive_ids [int64], positive_titles [string], "
+    "passages [{passage_id int64, title string, section string, text string}], date string?, metadata string",
+    "predictions/1": "question_id string, prediction string, answers [string], passage_ids [int64], scores [float], "
+    "candidates [{text string, log_probability float}], choice_probabilities [float]?, metadata string, "
+    "exact_match double?",
+    "embeddings/1": "passage_id int64, vector fixed_size_binary[8]",
+    "passage_ids/1": "passage_id int64",
+    "training_log/1": "step int32, reader_loss double, retriever_loss double?, reader_learning_rate double, "
+    "retriever_learning_rate double?, gradient_norm double",
+}
+
+
+def layout(fields: pa.Schema | pa.StructType) -> str:
+    def kind(of: pa.DataType) -> str:
+        if pa.types.is_list(of):
+            return f"[{kind(of.value_type)}]"
+        return f"{{{layout(of)}}}" if pa.types.is_struct(of) else str(of)
+
+    return ", ".join(f"{field.name} {kind(field.type)}{'?' if field.nullable else ''}" for field in fields)
+
+
+def test_layouts_are_frozen() -> None:
+    """A change of a layout needs a new version in its name: artifacts of others are written in this one."""
+    made = [PASSAGES, QUESTIONS, predictions_schema(["exact_match"]), embeddings_schema(4, "f16", "e")]
+    assert {schema_name(schema): layout(schema) for schema in [*made, PASSAGE_IDS, TRAINING_LOG]} == LAYOUTS
+    assert made[3].metadata == {
+        b"ralm.schema": b"embeddings/1",
+        b"dimension": b"4",
+        b"dtype": b"f16",
+        b"passage_encoder": b"e",
+    }
