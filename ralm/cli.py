@@ -131,9 +131,9 @@ def exit_code() -> Iterator[Outcome]:
         outcome.code = EXIT_FAILED
         sys.stderr.close()
     except OSError as error:
-        outcome.code = EXIT_FAILED
+        outcome.code = EXIT_BAD_INPUT if isinstance(error, PermissionError) else EXIT_FAILED
         logger.debug("traceback", exc_info=True)
-        print(f"ralm: error: {one_line(error)}", file=sys.stderr)
+        print(f"ralm: error: {_os_message(error)}", file=sys.stderr)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -142,6 +142,12 @@ def exit_code() -> Iterator[Outcome]:
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _os_message(error: OSError) -> str:
+    """The file and the reason, without the error's number."""
+    place = error.filename2 or error.filename
+    return f"{place}: {error.strerror.lower()}" if place and error.strerror else one_line(error)
 
 
 def config_type(stage: Stage) -> type[Any]:

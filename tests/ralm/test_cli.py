@@ -15,7 +15,7 @@ import pytest
 
 from ralm.artifacts.manifest import Manifest, open_artifact
 from ralm.artifacts.store import Contents, produce
-from ralm.cli import parse_config, run_stage, run_task
+from ralm.cli import exit_code, parse_config, run_stage, run_task
 from ralm.errors import ConfigError, DataError
 
 
@@ -97,6 +97,23 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "o" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b.csv"), 2, "/a/b.csv: permission denied"),
+        (OSError(28, "No space left on device", "/a/x", None, "/b/x"), 1, "/b/x: no space left on device"),
+        (OSError("odd"), 1, "odd"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(
+    error: OSError, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with exit_code() as outcome:
+        raise error
+    assert outcome.code == code
+    assert capsys.readouterr().err == f"ralm: error: {message}\n"
 
 
 def test_a_missing_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
