@@ -44,10 +44,12 @@ class ToyRun:
 
 def call_ralm(arguments: list[str], home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The `ralm` command in a process of its own."""
+    # MLflow leaves the address of the last store it was told of in the environment.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     settings = {"RALM_HOME": str(home), "RALM_TRACKING": "on", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments],
-        env={**os.environ, **settings, **environment},
+        env={**inherited, **settings, **environment},
         capture_output=True,
         text=True,
         check=False,
