@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -48,7 +49,11 @@ def test_bars_carry_their_values() -> None:
 
 def test_flat_and_single_values_can_be_drawn() -> None:
     axis = Axis(1, 1, [(1, "1")], "step")
-    parse(line_chart([Line("a", "raw", [1], [0.0], has_dots=False)], axis, value_axis([0.0], "loss"), "words"))
+    line = Line("a", "raw", [1], [0.0], has_dots=True)
+    drawing = parse(line_chart([line], axis, value_axis([0.0], "loss"), "words"))
+    places = [float(dot.attrib[name]) for dot in drawing.iter(f"{SPACE}circle") for name in ("cx", "cy")]
+    assert len(places) == 2
+    assert all(math.isfinite(place) for place in places)
 
 
 def test_words_are_escaped() -> None:
