@@ -1,0 +1,134 @@
+"""Passages for questions: search, leave out a question's own source, score again with a newer encoder where wanted.
+
+Shapes: `B` questions, `K` passages per question, `C` candidates per question (at least K), `D` embedding size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ralm.corpus.lookup import Passage, PassageLookup
+from ralm.errors import ConfigError
+from ralm.index.search import Index
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """Over-retrieve, then score again with an encoder that is newer than the index.
+
+    Source: Atlas (arXiv 2208.03299), section 2.4, "Over-retrieve with reranking".
+    """
+
+    num_candidates: int
+    """Passages that are searched for and scored again, for one question."""
+    embed: Callable[[Sequence[Passage]], np.ndarray]
+    """Passages to vectors [N, D] of the newer passage encoder."""
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What was found for B questions, K passages each, the best first."""
+
+    rows: np.ndarray
+    """`[B, K]` int64, rows of the index."""
+    passage_ids: np.ndarray
+    """`[B, K]` int64."""
+    scores: np.ndarray
+    """`[B, K]` float32 inner products: those of the search, or of the newer encoder after reranking."""
+    passages: list[list[Passage]]
+
+
+class PassageRetriever:
+    """Find passages in an index.
+
+    Args:
+        index: the vectors.
+        passages: the corpus of the index.
+        overretrieve_ratio: how many times more passages are searched for at first where some must be left out.
+        rerank: score candidates again; None takes the order of the search.
+
+    Raises:
+        ConfigError: the ratio is below 1.
+    """
+
+    def __init__(
+        self, index: Index, passages: PassageLookup, *, overretrieve_ratio: int = 2, rerank: Rerank | None = None
+    ) -> None:
+        if overretrieve_ratio < 1:
+            raise ConfigError(f"overretrieve_ratio: expected at least 1, found {overretrieve_ratio}")
+        self.index, self.passages = index, passages
+        self._ratio, self._rerank = overretrieve_ratio, rerank
+
+    def find(self, question_BD: np.ndarray, k: int, exclude: Sequence[str | None] = ()) -> Retrieved:
+        """The k best passages of each question.
+
+        A passage is left out if its `source_id` or its `passage_id` (as decimal text) is what the question excludes.
+        Where too few are left the search goes deeper, until the whole corpus was seen; only then are passages that
+        should be left out put behind the others, with a warning.
+
+        Args:
+            question_BD: float32 question vectors.
+            k: passages per question.
+            exclude: for each question an id to leave out or None; empty leaves nothing out.
+
+        Raises:
+            ConfigError: k exceeds the number of passages, or the vectors have another size than the index's.
+        """
+        num_candidates = (
+            k if self._rerank is None else max(k, min(self._rerank.num_candidates, self.index.num_passages))
+        )
+        row_BC, score_BC, passages = self._candidates(question_BD, num_candidates, list(exclude))
+        if self._rerank is not None:
+            row_BC, score_BC, passages = self._score_again(question_BD, row_BC, passages, k)
+        return Retrieved(row_BC, self.index.passage_ids[row_BC], score_BC, passages)
+
+    def _candidates(
+        self, question_BD: np.ndarray, size: int, exclude: list[str | None]
+    ) -> tuple[np.ndarray, np.ndarray, list[list[Passage]]]:
+        if not any(exclude):
+            score_BC, row_BC = self.index.search(question_BD, size)
+            return row_BC, score_BC, self._fetch(row_BC)
+        depth = min(size * self._ratio, self.index.num_passages)
+        while True:
+            score_BN, row_BN = self.index.search(question_BD, depth)
+            found = self._fetch(row_BN)
+            order = [_kept_first(passages, own) for passages, own in zip(found, exclude, strict=True)]
+            if depth == self.index.num_passages or all(kept >= size for _, kept in order):
+                break
+            depth = min(2 * depth, self.index.num_passages)
+        if short := sum(kept < size for _, kept in order):
+            logger.warning("retrieve: %d questions got passages of their own source: the corpus has no others", short)
+        place_BC = np.array([places[:size] for places, _ in order])
+        passages = [[of_one[place] for place in places] for of_one, places in zip(found, place_BC, strict=True)]
+        return np.take_along_axis(row_BN, place_BC, 1), np.take_along_axis(score_BN, place_BC, 1), passages
+
+    def _score_again(
+        self, question_BD: np.ndarray, row_BC: np.ndarray, passages: list[list[Passage]], k: int
+    ) -> tuple[np.ndarray, np.ndarray, list[list[Passage]]]:
+        assert self._rerank is not None
+        vector_ND = self._rerank.embed([passage for of_one in passages for passage in of_one])
+        score_BC = np.einsum("bd,bcd->bc", question_BD, vector_ND.reshape(*row_BC.shape, -1)).astype(np.float32)
+        place_BK = np.argsort(-score_BC, axis=1, kind="stable")[:, :k]
+        chosen = [[of_one[place] for place in places] for of_one, places in zip(passages, place_BK, strict=True)]
+        return np.take_along_axis(row_BC, place_BK, 1), np.take_along_axis(score_BC, place_BK, 1), chosen
+
+    def _fetch(self, row_BK: np.ndarray) -> list[list[Passage]]:
+        found = self.passages.get(self.index.passage_ids[row_BK.reshape(-1)])
+        size = row_BK.shape[1]
+        return [found[start : start + size] for start in range(0, len(found), size)]
+
+
+def _kept_first(passages: Sequence[Passage], own: str | None) -> tuple[list[int], int]:
+    """Places of the passages that are not of the question's own source, then those that are; and how many of the first.
+
+    The order within both groups is that of the search.
+    """
+    is_own = [own is not None and own in (passage.source_id, str(passage.passage_id)) for passage in passages]
+    order = sorted(range(len(passages)), key=lambda place: is_own[place])
+    return order, len(passages) - sum(is_own)
