@@ -100,7 +100,7 @@ PASSAGE_IDS: Final = _schema("passage_ids/1", [_field("passage_id", pa.int64())]
 """Row i of an index is the passage with the id in row i of this table."""
 
 TRAINING_LOG: Final = _schema(
-    "training_log/1",
+    "training_log/2",
     [
         _field("step", pa.int32()),  # 1 is the first
         _field("reader_loss", pa.float64()),
@@ -108,6 +108,7 @@ TRAINING_LOG: Final = _schema(
         _field("reader_learning_rate", pa.float64()),
         _field("retriever_learning_rate", pa.float64(), nullable=True),
         _field("gradient_norm", pa.float64()),
+        _field("index_overlap", pa.float64(), nullable=True),  # where the index was made anew before the update
     ],
 )
 

@@ -87,7 +87,7 @@ def _recall(runs: Mapping[str, Evaluation]) -> Figure:
 
 
 def _losses(trained: Artifact) -> list[Figure]:
-    log = read_table(trained.file(TRAINING_LOG), "training_log/1").to_pydict()
+    log = read_table(trained.file(TRAINING_LOG), "training_log/2").to_pydict()
     figures = []
     for column, title in LOSSES:
         pairs = [(step, loss) for step, loss in zip(log["step"], log[column], strict=True) if loss is not None]

@@ -78,7 +78,7 @@ def test_query_side_keeps_passage_encoder_and_index(inputs: dict[str, str], tmp_
     assert open_index(inputs["index"], passage_encoder=after.fingerprints["passage_encoder"]).num_passages == 30
     assert after.reader == dataclasses.replace(before.reader, num_passages=3)
     assert manifest.counts == {"questions": 18, "steps": 4}
-    log = read_table(str(tmp_path / "trained" / LOG), "training_log/1").to_pylist()
+    log = read_table(str(tmp_path / "trained" / LOG), "training_log/2").to_pylist()
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     assert all(row["reader_loss"] > 0 and row["retriever_loss"] >= -1e-6 for row in log)
 
@@ -128,7 +128,7 @@ def test_reader_only_copies_the_retriever(inputs: dict[str, str], tmp_path: Path
     before, after = open_model(inputs["model"]), open_model(str(tmp_path / "trained"))
     assert digests(before.folder / "retriever") == digests(after.folder / "retriever")
     assert after.fingerprints["reader"] != before.fingerprints["reader"]
-    log = read_table(str(tmp_path / "trained" / LOG), "training_log/1").to_pylist()
+    log = read_table(str(tmp_path / "trained" / LOG), "training_log/2").to_pylist()
     assert all(row["retriever_loss"] is None and row["retriever_learning_rate"] is None for row in log)
 
 
@@ -179,7 +179,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
 def test_reader_learns_the_training_questions(inputs: dict[str, str], tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, num_steps=20, dropout=0.0, learning_rate=1e-2)
     train(**inputs, trained=str(tmp_path / "trained"), config=config)
-    losses = [row["reader_loss"] for row in read_table(str(tmp_path / "trained" / LOG), "training_log/1").to_pylist()]
+    losses = [row["reader_loss"] for row in read_table(str(tmp_path / "trained" / LOG), "training_log/2").to_pylist()]
     assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
 
 

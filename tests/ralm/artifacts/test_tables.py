@@ -109,8 +109,8 @@ LAYOUTS = {
     "exact_match double?",
     "embeddings/1": "passage_id int64, vector fixed_size_binary[8]",
     "passage_ids/1": "passage_id int64",
-    "training_log/1": "step int32, reader_loss double, retriever_loss double?, reader_learning_rate double, "
-    "retriever_learning_rate double?, gradient_norm double",
+    "training_log/2": "step int32, reader_loss double, retriever_loss double?, reader_learning_rate double, "
+    "retriever_learning_rate double?, gradient_norm double, index_overlap double?",
 }
 
 
