@@ -27,7 +27,8 @@ from ralm.reader.generate import Candidate, generate_answers
 from ralm.retriever.embed import embed_questions
 from ralm.retriever.encoder import Encoder
 from ralm.tasks.base import Question, open_questions
-from ralm.tasks.catalog import task_of
+from ralm.tasks.catalog import task_of, usable_questions
+from ralm.tasks.config import TaskConfig
 
 STAGE_VERSION = 1
 
@@ -51,6 +52,7 @@ class Run:
     num_passages: int
     device: torch.device
     dtype: torch.dtype
+    skipped: dict[str, int]
 
 
 def evaluate(
@@ -81,7 +83,7 @@ def evaluate(
     """
     opened = open_model(model)
     table, rows = open_questions(questions, config.split, config.max_questions)
-    task_of(rows)
+    used, skipped = usable_questions(rows, TaskConfig())
     device = best_device()
     dtype = resolve_dtype(config.precision, device)
     num_passages = opened.reader.num_passages if config.num_passages == "auto" else config.num_passages
@@ -90,7 +92,7 @@ def evaluate(
     if not config.closed_book:
         corpus = _open_corpus(passages, index, opened, num_passages, config.recall_at)
         inputs |= {"passages": corpus.passages.fingerprint, "index": corpus.index.fingerprint}
-    run = Run(rows, opened, corpus, config, 0 if corpus is None else num_passages, device, dtype)
+    run = Run(used, opened, corpus, config, 0 if corpus is None else num_passages, device, dtype, skipped)
     return produce(
         predictions,
         kind="predictions",
@@ -145,7 +147,7 @@ def _build(folder: Path, run: Run) -> Contents:
     write_json(folder / "metrics.json", metrics)
     return Contents(
         rows={name: len(done)},
-        counts={"questions": len(done)},
+        counts={"questions": len(done), **run.skipped},
         details={
             "task": run.questions[0].task,
             "split": run.config.split,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
 from ralm.evaluation.normalise import normalise_answer
+from ralm.evaluation.rouge import rouge_1, rouge_2, rouge_l
 
 RESAMPLES_AT_ONCE = 256
 
@@ -47,14 +49,36 @@ def _f1(predicted: list[str], expected: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def mean_scores(scores: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """Mean of each named score over questions.
+def accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction is one of the answers, letter by letter, else 0.0.
 
     Example:
-        >>> mean_scores([{"f1": 1.0}, {"f1": 0.5}], ["f1"])
+        >>> accuracy("true", ["true"]), accuracy("True", ["true"])
+        (1.0, 0.0)
+    """
+    return float(prediction in answers)
+
+
+METRICS: Final[dict[str, Callable[[str, Sequence[str]], float]]] = {
+    "accuracy": accuracy,
+    "exact_match": exact_match,
+    "f1": f1,
+    "rouge_1": rouge_1,
+    "rouge_2": rouge_2,
+    "rouge_l": rouge_l,
+}
+"""Scores of a prediction against the answers that are right, by name; each is in [0, 1]."""
+
+
+def mean_scores(scores: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, float]:
+    """Mean of each named score over the questions that have it; a score that no question has is left out.
+
+    Example:
+        >>> mean_scores([{"f1": 1.0}, {"f1": 0.5}, {"f1": None}], ["f1"])
         {'f1': 0.75}
     """
-    return {name: float(np.mean([score[name] for score in scores], dtype=np.float64)) for name in names}
+    found = {name: [value for score in scores if (value := score[name]) is not None] for name in names}
+    return {name: float(np.mean(values, dtype=np.float64)) for name, values in found.items() if values}
 
 
 @dataclasses.dataclass(frozen=True)

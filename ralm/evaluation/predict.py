@@ -19,7 +19,7 @@ from ralm.corpus.lookup import Passage
 from ralm.evaluation.metrics import mean_scores
 from ralm.evaluation.retrieval import answer_rank, retrieval_metrics, title_rank
 from ralm.log import progress
-from ralm.tasks.base import Question, Task
+from ralm.tasks.base import Question, Task, Tools
 
 RANKS = ("answer_rank", "title_rank")
 """Columns behind a task's own metrics: rank of the first passage with an answer and of a gold page, null if none."""
@@ -35,6 +35,12 @@ class Answer(Protocol):
     @property
     def log_probability(self) -> float:
         """Natural logarithm of its probability."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    candidates: Sequence[Answer]
+    option_logits: Sequence[float] | None = None
 
 
 class SearchableIndex(Protocol):
@@ -155,6 +161,8 @@ def _row(
     score_K: np.ndarray,
 ) -> dict[str, Any]:
     prediction = candidates[0].text
+    asked = task.ask(question, 0, Tools(), np.random.default_rng(0))
+    scored = task.score(question, [asked], [_Read(candidates)])
     about = {"question": question.question, "task": question.task, "positive_titles": list(question.positive_titles)}
     return {
         "question_id": question.question_id,
@@ -165,7 +173,7 @@ def _row(
         "candidates": [{"text": item.text, "log_probability": item.log_probability} for item in candidates],
         "choice_probabilities": None,
         "metadata": json.dumps(about, ensure_ascii=False, sort_keys=True),
-        **task.score(question, prediction),
+        **scored.metrics,
         "answer_rank": answer_rank(passages, question.answers),
         "title_rank": title_rank(passages, question.positive_titles),
     }

@@ -1,19 +1,34 @@
-"""What a task is: it turns a question row into what the reader sees and a prediction into scores.
+"""Questions, and what a task is: it turns a question row into what is asked and a prediction into scores.
 
-A new task (fact checking, multiple choice, ...) is a module beside this one and an entry in `catalog.py`.
+`Task` is the task `base` and the parent of all others. A new task is a module beside this one and an entry in
+`catalog.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from ralm.artifacts.files import Location
 from ralm.artifacts.manifest import Artifact, open_artifact
 from ralm.artifacts.tables import read_table
 from ralm.errors import DataError
+from ralm.evaluation.metrics import METRICS
+from ralm.tasks.config import TaskConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilePassage:
+    """A passage that comes with its question."""
+
+    passage_id: int
+    title: str
+    section: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,28 +42,139 @@ class Question:
     target: str | None = None
     options: tuple[str, ...] = ()
     label: str | None = None
+    source_id: str | None = None
+    """Source or id of the passages that must not be retrieved: the text itself, for tasks that ask for it."""
     positive_titles: tuple[str, ...] = ()
+    passages: tuple[FilePassage, ...] = ()
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Task(Protocol):
-    """One kind of question. Instances hold no state."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What a task may use beside the row."""
+
+    settings: TaskConfig = TaskConfig()
+    tokenizer: Any = None
+    """The reader's (a fast tokenizer of transformers)."""
+    max_input_tokens: int = 256
+    """Longest input of the reader, in its tokens."""
+    question_format: str = "{question}"
+    """The reader's, for limits that count what is around the question."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked for a row."""
+
+    query: str
+    """What the retriever and the reader get, before their own formats."""
+    targets: tuple[str, ...]
+    """Texts that are right for the reader to learn, before its own format; evaluation takes the loss of the first."""
+    answers: tuple[str, ...]
+    """What a prediction is compared with; empty where the row has no answer."""
+    options: tuple[str, ...] = ()
+    """Texts whose logits are compared."""
+    order: tuple[int, ...] = ()
+    """`order[i]`: number in the row of the option that is shown in place i."""
+
+
+class Text(Protocol):
+    """A possible answer."""
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the scores of one prediction; each is in [0, 1] and its mean over questions is the metric."""
+    def text(self) -> str:
+        """Without special tokens."""
 
-    def check(self, question: Question) -> None:
-        """Raise `DataError` if the row lacks what this task scores."""
+
+class Read(Protocol):
+    """What the reader makes of one `Asked`."""
+
+    @property
+    def candidates(self) -> Sequence[Text]:
+        """Generated answers, the best first."""
+
+    @property
+    def option_logits(self) -> Sequence[float] | None:
+        """One for each option."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Scores of one question."""
+
+    metrics: Mapping[str, float | None]
+    """A value in [0, 1] for each of the task's metrics; None where the row has no answer."""
+    choice_probabilities: tuple[float, ...] | None = None
+    """Of the options, in the order of the row."""
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else is worth keeping with the prediction."""
+
+
+class Task:
+    """The task `base`: query and target as given, right or wrong by raw equality.
+
+    Instances hold no state. A subclass overrides what differs.
+    """
+
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Names of the scores of one prediction; each is in [0, 1] and its mean over questions is the metric."""
+
+    is_plain: bool = True
+    """True: query and target are used as they are, without the model's question and target formats."""
+
+    needs_answers: bool = True
+    """False: rows without an answer may be asked; they have no score."""
 
     def query(self, question: Question) -> str:
-        """The text that the retriever and the reader get, before their own formats."""
+        """The text that is asked."""
+        return question.question
+
+    def answers(self, question: Question) -> tuple[str, ...]:
+        """The texts that a prediction is compared with: the row's answers, else its target."""
+        return question.answers or ((question.target,) if question.target is not None else ())
 
     def targets(self, question: Question) -> tuple[str, ...]:
-        """The texts that are right for the reader to learn, before its own format."""
+        """The texts that may be learnt: the row's own target where it has one, else all its answers."""
+        return (question.target,) if question.target is not None else self.answers(question)
 
-    def score(self, question: Question, prediction: str) -> dict[str, float]:
-        """Scores of a prediction, one for each of `metrics`."""
+    def sought(self, question: Question) -> tuple[str, ...]:
+        """Texts of which a good passage holds one, for recall; empty where there is no such text."""
+        return ()
+
+    def check(self, question: Question, *, is_learnt: bool = False) -> None:
+        """Raise `DataError` if the row lacks what this task scores, or learns where `is_learnt`."""
+        if self.needs_answers and not self.answers(question):
+            raise DataError(f"question {question.question_id!r}: expected at least one answer, found none")
+        if is_learnt and not any(target.strip() for target in self.targets(question)):
+            raise DataError(f"question {question.question_id!r}: expected an answer to learn, found only empty ones")
+
+    def reason_to_skip(self, question: Question, settings: TaskConfig) -> str | None:
+        """Why the row is left out, as a word for the counts; None for a row that is used."""
+        return None
+
+    def num_copies(self, question: Question, tools: Tools) -> int:
+        """How many times a row is asked in one pass, each time differently."""
+        return 1
+
+    def ask(self, question: Question, copy: int, tools: Tools, generator: np.random.Generator) -> Asked:
+        """What is asked for a row.
+
+        Args:
+            question: the row.
+            copy: 0 up to `num_copies` - 1; copy 0 is the row as given.
+            tools: settings and the reader's tokenizer.
+            generator: the only source of chance.
+        """
+        targets = tuple(target for target in self.targets(question) if target.strip())
+        return Asked(query=self.query(question), targets=targets, answers=self.answers(question))
+
+    def score(self, question: Question, asked: Sequence[Asked], reads: Sequence[Read]) -> Scored:
+        """Scores of a row from what the reader made of its copies; those of the first copy by default."""
+        answers = asked[0].answers
+        if not answers:
+            return Scored(metrics=dict.fromkeys(self.metrics))
+        prediction = reads[0].candidates[0].text
+        return Scored(metrics={name: METRICS[name](prediction, answers) for name in self.metrics})
 
 
 def open_questions(location: Location, split: str, max_questions: int | None = None) -> tuple[Artifact, list[Question]]:
@@ -77,4 +203,5 @@ def open_questions(location: Location, split: str, max_questions: int | None = N
 
 def _question(row: dict[str, Any]) -> Question:
     lists = {name: tuple(row[name]) for name in ("answers", "options", "positive_titles")}
-    return Question(**{**row, **lists, "metadata": json.loads(row["metadata"])})
+    passages = tuple(FilePassage(**passage) for passage in row["passages"])
+    return Question(**{**row, **lists, "passages": passages, "metadata": json.loads(row["metadata"])})

@@ -43,7 +43,7 @@ def test_order_depends_on_the_seed_and_changes_from_epoch_to_epoch() -> None:
 
 
 def test_targets_are_chosen_by_seed_and_step() -> None:
-    examples = [Example(question="q", targets=("a", "b", "c"))] * 30
+    examples = [Example(question="q", target="a", targets=("a", "b", "c"))] * 30
     assert choose_targets(examples, choice="first", seed=0, step=0) == ["a"] * 30
     chosen = choose_targets(examples, choice="random", seed=0, step=0)
     assert set(chosen) == {"a", "b", "c"}
@@ -56,7 +56,10 @@ def test_examples_take_the_target_before_the_answers() -> None:
         Question(question_id="1", task="qa", question="who", answers=("Ann", "Anna"), target="Anne"),
         Question(question_id="2", task="qa", question="what", answers=("tea", " ")),
     ]
-    assert make_examples(rows) == [Example("who", ("Anne",)), Example("what", ("tea",))]
+    assert make_examples(rows) == [
+        Example("who", "Anne", targets=("Anne",)),
+        Example("what", "tea", targets=("tea",)),
+    ]
 
 
 def test_an_empty_answer_is_named() -> None:
