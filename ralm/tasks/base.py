@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from ralm.artifacts.tables import read_table
 from ralm.errors import DataError
 from ralm.evaluation.metrics import METRICS
 from ralm.tasks.config import TaskConfig
+
+MAX_COPIES: Final = 5040
+"""How often one row may be asked in one pass: every order of seven options."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,8 +156,12 @@ class Task:
         return None
 
     def num_copies(self, question: Question, tools: Tools) -> int:
-        """How many times a row is asked in one pass, each time differently."""
+        """In how many ways a row can be asked; each is asked once in a pass."""
         return 1
+
+    def group(self, question: Question) -> str | None:
+        """Name of the group of rows for which metrics are reported apart; None where there is no such group."""
+        return None
 
     def ask(self, question: Question, copy: int, tools: Tools, generator: np.random.Generator) -> Asked:
         """What is asked for a row.

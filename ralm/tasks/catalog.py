@@ -9,11 +9,23 @@ from typing import Final
 from ralm.errors import DataError
 from ralm.tasks.base import Question, Task
 from ralm.tasks.config import TaskConfig
+from ralm.tasks.fever import FactChecking
+from ralm.tasks.kilt import Kilt
+from ralm.tasks.lm import LanguageModelling
+from ralm.tasks.mlm import MaskedLanguageModelling
+from ralm.tasks.multiple_choice import MultipleChoice
 from ralm.tasks.qa import QuestionAnswering
+from ralm.tasks.section import SectionWriting
 
 TASKS: Final[dict[str, Task]] = {
     "base": Task(),
+    "fever": FactChecking(),
+    "kilt": Kilt(),
+    "lm": LanguageModelling(),
+    "mlm": MaskedLanguageModelling(),
+    "multiple_choice": MultipleChoice(),
     "qa": QuestionAnswering(),
+    "section": SectionWriting(),
 }
 
 

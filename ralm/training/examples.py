@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ralm.tasks.base import FilePassage, Question, Task, Tools
+from ralm.tasks.base import MAX_COPIES, FilePassage, Question, Task, Tools
 from ralm.tasks.catalog import task_of, usable_questions
 from ralm.tasks.config import TaskConfig
 from ralm.training.config import TargetChoice
@@ -34,7 +34,8 @@ class Example:
 class TrainingSet:
     """Examples of one task, in an order fixed by the seed. Made by `make_training_set`.
 
-    Each pass over the set asks every row, and every copy of it (see `Task.num_copies`), once.
+    Each pass over the set asks every row once, in each of its ways (see `Task.num_copies`); a row with more than
+    `MAX_COPIES` of them is asked so many times, in random ways.
 
     Attributes:
         task: of all rows.
@@ -54,7 +55,7 @@ class TrainingSet:
         self.task, self.skipped = task, dict(skipped)
         self._questions, self._tools = questions, tools
         self._target_choice, self._seed = target_choice, seed
-        self._ends = np.cumsum([task.num_copies(question, tools) for question in questions])
+        self._ends = np.cumsum([min(task.num_copies(question, tools), MAX_COPIES) for question in questions])
 
     def __len__(self) -> int:
         """Examples in one pass."""
@@ -74,7 +75,12 @@ class TrainingSet:
     def _example(self, row: int, generator: np.random.Generator) -> Example:
         number = int(np.searchsorted(self._ends, row, side="right"))
         question = self._questions[number]
-        copy = row - (int(self._ends[number - 1]) if number else 0)
+        copy, num_copies = (
+            row - (int(self._ends[number - 1]) if number else 0),
+            self.task.num_copies(question, self._tools),
+        )
+        if num_copies > MAX_COPIES:  # too many to ask each: any of them
+            copy = int.from_bytes(generator.bytes(16)) % num_copies
         asked = self.task.ask(question, copy, self._tools, generator)
         place = 0 if self._target_choice == "first" else int(generator.integers(len(asked.targets)))
         return Example(asked.query, asked.targets[place], question.source_id, question.passages)
