@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
-from ralm.artifacts.files import Location, join, read_json
+from ralm.artifacts.files import Location, join
 from ralm.artifacts.manifest import Manifest
 from ralm.artifacts.store import Contents, produce
-from ralm.errors import ArtifactError, ConfigError, DataError
-from ralm.model import TOKENIZER, model_details, write_reader_config, write_retriever_config
+from ralm.atlas.model import import_model, is_checkpoint
+from ralm.errors import ArtifactError, ConfigError
+from ralm.model import model_details, write_reader_config, write_retriever_config
 from ralm.model_config import ModelConfig
+from ralm.model_tokenizer import save_tokenizer
 from ralm.onnx_reader import convert_onnx_reader, is_onnx_reader
-from ralm.pretrained import load_config, load_weights
+from ralm.pretrained import load_config, load_weights, read_model_json
 from ralm.retriever.config import Pooling, RetrieverConfig, RetrieverSettings
 from ralm.retriever.encoder import MODEL_TYPES, load_encoder_model, max_encoder_tokens
 from ralm.sources import bundle_parts, fetch_tree, source_digest
@@ -29,7 +27,6 @@ BUILD_VERSION = 1
 ROLES = ("retriever", "reader")
 _READER_TYPES = {"t5"}
 _T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _POOLING_FLAGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -45,7 +42,7 @@ def build_model(
     Args:
         model: folder that receives the artifact.
         source: a bundle of both (`asset:quickstart`), or a place with `retriever/` and `reader/` below it; the next two
-            replace its parts.
+            replace its parts. Or an Atlas checkpoint (`ralm.atlas.model`); the next two are then its tokenizers.
         retriever: source of the encoder, a folder in transformers or sentence-transformers layout.
         reader: source of a T5, a folder in transformers layout or an int8 ONNX export.
         config: formats, lengths, pooling.
@@ -56,6 +53,8 @@ def build_model(
         ArtifactError: a part has another architecture than its role needs.
     """
     config = config or ModelConfig()
+    if is_checkpoint(source):
+        return import_model(model, source=source, retriever=retriever, reader=reader, config=config)
     parts = bundle_parts(source) or ({role: join(source, role) for role in ROLES} if source else {})
     sources = {"retriever": retriever or parts.get("retriever", ""), "reader": reader or parts.get("reader", "")}
     for role, name in sources.items():
@@ -109,14 +108,14 @@ def resolve_retriever(tree: Path, settings: RetrieverSettings) -> RetrieverConfi
 def _sentence_transformers_pooling(tree: Path) -> tuple[Pooling, bool]:
     if not (tree / "modules.json").is_file():
         return "mean", False
-    modules = _read_json(tree / "modules.json")
+    modules = read_model_json(tree / "modules.json")
     kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise ArtifactError(f"{tree / 'modules.json'}: modules {sorted(unknown)} are not supported")
     pooling: Pooling = "mean"
     if "Pooling" in kinds:
         place = tree / kinds["Pooling"] / "config.json"
-        plain = _read_json(place)
+        plain = read_model_json(place)
         active = [name for name, value in plain.items() if name.startswith("pooling_mode_") and value is True]
         if isinstance(plain.get("pooling_mode"), str):  # newer files name it
             active = [f"pooling_mode_{plain['pooling_mode']}_tokens".replace("cls_tokens", "cls_token")]
@@ -129,58 +128,17 @@ def _sentence_transformers_pooling(tree: Path) -> tuple[Pooling, bool]:
 def _save_encoder(tree: Path, folder: Path) -> None:
     encoder = load_encoder_model(tree, torch.float32)
     encoder.save_pretrained(folder)
-    _save_tokenizer(tree, folder, {})
+    save_tokenizer(tree, folder, {})
 
 
 def _save_reader(tree: Path, folder: Path) -> None:
     if is_onnx_reader(tree):
         convert_onnx_reader(tree, folder)
-        _save_tokenizer(tree, folder, _T5_TOKENS)
+        save_tokenizer(tree, folder, _T5_TOKENS)
         return
     if not (tree / "config.json").is_file():
         raise ArtifactError(f"{tree}: neither config.json (transformers layout) nor encoder.onnx and decoder.onnx")
     config = load_config(tree, "reader", _READER_TYPES)
     reader = load_weights(T5ForConditionalGeneration, tree, config=config, dtype=torch.float32)
     reader.save_pretrained(folder)
-    _save_tokenizer(tree, folder, {})
-
-
-def _save_tokenizer(tree: Path, folder: Path, special: dict[str, str]) -> None:
-    """Write the fast tokenizer, without the lengths that its maker happened to use."""
-    if (tree / TOKENIZER).is_file():
-        try:
-            backend = Tokenizer.from_file(str(tree / TOKENIZER))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise ArtifactError(f"{tree / TOKENIZER}: no readable tokenizer: {error}") from error
-        special = special or _special_tokens(tree)
-    else:
-        try:
-            loaded = AutoTokenizer.from_pretrained(tree)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise ArtifactError(f"{tree}: cannot load the tokenizer: {str(error).splitlines()[0]}") from error
-        backend = loaded.backend_tokenizer
-        special = {name: str(value) for name in _SPECIAL if (value := getattr(loaded, name, None))}
-    backend.no_truncation()
-    backend.no_padding()
-    fast: Any = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    with tempfile.TemporaryDirectory() as name:
-        fast.save_pretrained(name)
-        for file in (TOKENIZER, "tokenizer_config.json"):
-            shutil.copyfile(Path(name) / file, folder / file)
-
-
-def _special_tokens(tree: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (tree / name).is_file():
-            for role, token in _read_json(tree / name).items():
-                if role in _SPECIAL and token:
-                    found.setdefault(role, token["content"] if isinstance(token, dict) else str(token))
-    return found
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return read_json(str(path))
-    except DataError as error:
-        raise ArtifactError(str(error)) from error
+    save_tokenizer(tree, folder, {})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
+from ralm.errors import ConfigError
 from ralm.reader.config import ReaderConfig
 from ralm.retriever.config import RetrieverSettings
 
@@ -18,3 +20,11 @@ class ModelConfig:
     """Formats, lengths and pooling of the retriever."""
     reader: ReaderConfig = ReaderConfig()
     """Formats and lengths of the reader."""
+    preset: Literal["auto", "none"] = "auto"
+    """`auto`: with an Atlas checkpoint, formats and lengths that are left at their defaults become Atlas' own; `none`:
+    all settings are taken as they are."""
+
+    def __post_init__(self) -> None:
+        """Check the choice."""
+        if self.preset not in ("auto", "none"):
+            raise ConfigError(f"model.preset: expected auto or none, found {self.preset!r}")

@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from ralm.errors import ArtifactError
+from ralm.artifacts.files import read_json
+from ralm.errors import ArtifactError, DataError
 
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError)
 
@@ -68,6 +69,18 @@ def load_weights(kind: Any, folder: Path, **options: Any) -> Any:
     if missing:
         raise ArtifactError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
     return model
+
+
+def read_model_json(path: Path) -> Any:
+    """Parse a JSON file of a model.
+
+    Raises:
+        ArtifactError: it is missing or is no JSON.
+    """
+    try:
+        return read_json(str(path))
+    except DataError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def _first_line(error: BaseException) -> str:

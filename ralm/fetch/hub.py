@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PREFIX = "hf://"
 _SOURCE = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<path>.*))?")
-_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+_TOKENIZER_FILES = ("*.json", "*.model", "*.txt")
+_MODEL_FILES = (*_TOKENIZER_FILES, "*.safetensors")
 _PICKLED_WEIGHTS = "pytorch_model*.bin"
 
 
@@ -95,8 +96,12 @@ def fetch_hub_file(source: str) -> Path:
         )
 
 
-def fetch_hub_tree(source: str) -> Path:
+def fetch_hub_tree(source: str, *, with_weights: bool = True) -> Path:
     """The model files of a repository: weights, tokenizer, configs. Pickled weights only where there are no others.
+
+    Args:
+        source: `hf://owner/name[@revision][/path]`.
+        with_weights: False leaves the weights out.
 
     Raises:
         ConfigError: no valid `hf://` source.
@@ -109,11 +114,12 @@ def fetch_hub_tree(source: str) -> Path:
     base = f"{place.path}/" if place.path else ""
     snapshot = _cache() / f"models--{place.repository.replace('/', '--')}" / "snapshots" / commit
     with _hub_errors(source):
-        patterns = [base + pattern for pattern in _MODEL_FILES]
-        finished = snapshot / ".." / ".." / f"finished-{commit}-{place.path.replace('/', '-')}"
+        patterns = [base + pattern for pattern in (_MODEL_FILES if with_weights else _TOKENIZER_FILES)]
+        what = "finished" if with_weights else "tokenizer"
+        finished = snapshot / ".." / ".." / f"{what}-{commit}-{place.path.replace('/', '-')}"
         if not finished.exists():
             names = _api().list_repo_files(place.repository, revision=commit)
-            if not any(name.startswith(base) and name.endswith(".safetensors") for name in names):
+            if with_weights and not any(name.startswith(base) and name.endswith(".safetensors") for name in names):
                 patterns.append(base + _PICKLED_WEIGHTS)
             snapshot_download(
                 place.repository,
