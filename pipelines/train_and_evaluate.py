@@ -48,7 +48,9 @@ def _train_and_evaluate(plan: PipelineTask, parent: PipelineChannel) -> None:
         parent_run_id=parent,
     )
     start_model = fetched.set_display_name("download model").outputs["model"]
-    asked = download_questions_op(source=config["questions"], config=config["download"], parent_run_id=parent)
+    asked = download_questions_op(
+        source=config["questions"], corpus=corpus, config=config["download"], parent_run_id=parent
+    )
     questions = asked.set_display_name("download questions").outputs["questions"]
 
     first_index = _reindex(plan, corpus, start_model, parent, "index before training")

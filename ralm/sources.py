@@ -5,6 +5,7 @@
 | `asset:NAME` | an entry of `ralm/assets.yaml`, with pinned checksums |
 | `pypi://name==version!path/inside` | a file (or a folder, ending in `/`) inside a wheel or sdist |
 | `hf://owner/name[@revision][/path]` | a repository of a model hub |
+| `atlas:KEY` | files published with Atlas (`ralm/fetch/atlas.py`), from `$RALM_ATLAS_BASE_URL` or their own site |
 | `https://...`, `s3://...`, `gs://...` | any fsspec URL |
 | anything else | a local path |
 
@@ -29,7 +30,7 @@ from ralm.artifacts.files import (
     write_json,
 )
 from ralm.errors import ConfigError, DataError
-from ralm.fetch import assets, http, hub, pypi
+from ralm.fetch import assets, atlas, http, hub, pypi
 from ralm.fetch.lock import only_fetcher
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def fetch_file(
     """
     given = {"sha256": sha256, "sha1": sha1, "md5": md5}
     digests = {name: digest for name, digest in given.items() if digest}
+    if source.startswith(atlas.PREFIX):
+        source = atlas.file_url(source)
     if is_remote(source) and not source.startswith((pypi.PREFIX, hub.PREFIX)):
         return _fetch_url(source, digests, size)
     if source.startswith(assets.PREFIX):
@@ -80,8 +83,10 @@ def fetch_tree(source: str) -> Path:
         return _fetch_package(source, {})
     if source.startswith(hub.PREFIX):
         return hub.fetch_hub_tree(source)
+    if source.startswith(atlas.PREFIX):
+        return _fetch_files(atlas.folder_files(source))
     if is_remote(source):
-        return _fetch_url_tree(source)
+        return _fetch_files({url.removeprefix(source.rstrip("/") + "/"): url for url in _url_files(source)})
     path = local_path(source)
     if not path.is_dir():
         raise DataError(f"{source}: expected a folder, found {'a file' if path.exists() else 'nothing'}")
@@ -111,6 +116,10 @@ def source_digest(source: str) -> str:
     if source.startswith(hub.PREFIX):
         place = hub.HubPath.parse(source)
         return _digest([place.repository, hub.hub_commit(source), place.path])
+    if source.startswith(atlas.PREFIX):
+        is_folder = source.removeprefix(atlas.PREFIX).rstrip("/") in atlas.FILES
+        urls = list(atlas.folder_files(source).values()) if is_folder else [atlas.file_url(source)]
+        return _digest([[url, _url_identity(url)] for url in urls])
     if not is_remote(source):
         path = local_path(source)
         if path.is_dir():
@@ -149,15 +158,15 @@ def _url_identity(url: str) -> str:
     return identity
 
 
-def _fetch_url_tree(url: str) -> Path:
-    files = _url_files(url)
-    listing = _digest([[file, _url_identity(file)] for file in files])
+def _fetch_files(urls: Mapping[str, str]) -> Path:
+    """A folder with these files, by name."""
+    listing = _digest([[url, _url_identity(url)] for url in urls.values()])
     target = cache_folder("downloads") / "url" / listing[:32]
-    for file in files:
-        place = target / file.removeprefix(url.rstrip("/") + "/")
+    for name, url in urls.items():
+        place = target / name
         with only_fetcher(str(place)):
             if not place.is_file():
-                http.download(file, place, digests={})
+                http.download(url, place, digests={})
     return target
 
 

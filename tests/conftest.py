@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -241,3 +244,60 @@ def toy_index(session_home: Path, toy_passages: str, tiny_model: str, tmp_path_f
         embed(passages=toy_passages, model=tiny_model, embeddings=str(folder / "embeddings"))
         index(embeddings=str(folder / "embeddings"), index=str(folder / "index"))
     return str(folder / "index")
+
+
+QUESTION_SETS = Path(__file__).parent / "data" / "question_sets"
+
+
+def mmlu_archive(folder: Path) -> Path:
+    """The excerpt of MMLU as a tar with the official layout."""
+    archive = folder / "data.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted((QUESTION_SETS / "mmlu").rglob("*.csv")):
+            tar.add(path, path.relative_to(QUESTION_SETS / "mmlu").as_posix())
+    return archive
+
+
+def question_set_files(name: str, folder: Path) -> dict[str, str]:
+    """The excerpts of a question set by role, as `files` of `ralm download` takes them."""
+    from ralm.question_sets.catalog import find_dataset
+
+    if name.startswith("mmlu"):
+        return {"archive": str(mmlu_archive(folder))}
+    if name == "triviaqa":
+        places = {"train": "unfiltered-web-train.json", "test": "unfiltered-web-dev.json"}
+        return {role: str(QUESTION_SETS / "triviaqa" / file) for role, file in places.items()}
+    dataset, _ = find_dataset(f"dataset:{name}")
+    base = QUESTION_SETS / name.partition("/")[0]
+    return {role: str(base / file.name) for role, file in dataset.files.items() if (base / file.name).is_file()}
+
+
+@pytest.fixture(scope="session")
+def task_questions(
+    session_home: Path, toy_passages: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], str]:
+    """Makes a small `questions` artifact for a task: real excerpts; for mlm, lm and section the toy passages.
+
+    The argument is a task, or the name of a question set such as `kilt/fever` or `templama`.
+    """
+    from components.download.config import DownloadConfig
+    from components.download.stage import download
+
+    sources = {"qa": "nq-open", "multiple_choice": "mmlu/5-shot-multi", "kilt": "kilt/nq"}
+
+    @functools.cache
+    def make(task: str) -> str:
+        folder = tmp_path_factory.mktemp("task-questions")
+        output = str(folder / "questions")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RALM_HOME", str(session_home))
+            if task in ("mlm", "lm", "section"):
+                config = DownloadConfig(num_test=4, num_dev=4)
+                download(source=f"corpus:{task}", corpus=toy_passages, questions=output, config=config)
+            else:
+                name = sources.get(task, task)
+                config = DownloadConfig(files=question_set_files(name, folder), dev_split="hash")
+                download(source=f"dataset:{name}", questions=output, config=config)
+        return output
+
+    return make

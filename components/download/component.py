@@ -18,13 +18,18 @@ def download_passages_op(
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def download_questions_op(
-    source: str, questions: dsl.Output[dsl.Dataset], config: str = "{}", parent_run_id: str = ""
+    source: str,
+    corpus: dsl.Input[dsl.Dataset],
+    questions: dsl.Output[dsl.Dataset],
+    config: str = "{}",
+    parent_run_id: str = "",
 ) -> None:
-    """Turn a question file into questions."""
+    """Turn question files, a published question set or the corpus itself into questions."""
     from components.download.stage import download
     from ralm.cli import run_task
 
-    run_task(download, source=source, questions=questions.path, config=config, parent_run_id=parent_run_id)
+    places = {"source": source, "corpus": corpus.path, "questions": questions.path}
+    run_task(download, **places, config=config, parent_run_id=parent_run_id)
 
 
 @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)

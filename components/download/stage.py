@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from components.download.config import DownloadConfig
-from ralm.artifacts.files import Location
-from ralm.artifacts.manifest import Manifest
+from ralm.artifacts.files import Location, sha256_file
+from ralm.artifacts.manifest import Manifest, open_artifact
 from ralm.artifacts.store import Contents, produce
 from ralm.corpus.build import write_passages
 from ralm.corpus.formats import open_corpus
 from ralm.corpus.parallel import available_cores
 from ralm.corpus.passages import SplitLimits
-from ralm.corpus.questions import find_question_files, write_questions
 from ralm.errors import ConfigError
-from ralm.sources import source_digest
+from ralm.question_sets import pretraining
+from ralm.question_sets.catalog import PREFIX as DATASET_PREFIX
+from ralm.question_sets.json_lines import find_question_files, write_questions
+from ralm.question_sets.prepare import open_dataset
+from ralm.question_sets.rows import choose_shots, read_shots, write_shots, write_splits
+from ralm.sources import fetch_file, source_digest
 
 STAGE_VERSION = 1
 
@@ -28,19 +36,21 @@ def download(
     model: Location = "",
     retriever: Location = "",
     reader: Location = "",
+    corpus: Location = "",
     config: DownloadConfig = DownloadConfig(),  # noqa: B008 - frozen
 ) -> Manifest:
     """Make passages, questions or a model from a source. Give exactly one of the three outputs.
 
     Args:
         source: for passages a dump, `wiki:enwiki/latest`, Atlas or own jsonl, DPR tsv, csv, Parquet, a folder of texts;
-            for questions a jsonl file or a folder of train, dev and test.jsonl; for a model a bundle of both halves.
-            Paths, URLs, `asset:`, `pypi://` and `hf://` are understood.
+            for questions a jsonl file, a folder of train, dev and test.jsonl, `dataset:NAME` or `corpus:TASK`; for a
+            model a bundle of both halves. Paths, URLs, `asset:`, `atlas:`, `pypi://` and `hf://` are understood.
         passages: output folder for passages.
         questions: output folder for questions.
         model: output folder for a model.
         retriever: source of the model's retriever, instead of a bundle.
         reader: source of the model's reader, instead of a bundle.
+        corpus: passages artifact that `corpus:TASK` questions are made from; others do not look at it.
         config: settings.
 
     Raises:
@@ -56,17 +66,25 @@ def download(
         raise ConfigError(f"download: --retriever and --reader go with --model, found --{given[0]}")
     if not source and not model:
         raise ConfigError("download: no source; give --source")
+    if corpus and not questions:
+        raise ConfigError(f"download: --corpus goes with --questions, found --{given[0]}")
     if passages:
         return _download_passages(source, passages, config)
     if questions:
-        return _download_questions(source, questions, config)
+        return _download_questions(source, questions, corpus, config)
     from ralm.model_build import build_model  # needs torch, which the image for corpora does not carry
 
     return build_model(model, source=source, retriever=retriever, reader=reader, config=config.model)
 
 
 def _download_passages(source: Location, passages: Location, config: DownloadConfig) -> Manifest:
-    corpus = open_corpus(source, format=config.format, base_url=config.wiki_base_url)
+    corpus = open_corpus(
+        source,
+        format=config.format,
+        base_url=config.wiki_base_url,
+        atlas_url=config.atlas_base_url,
+        with_infoboxes=config.infoboxes,
+    )
     limits = SplitLimits(config.passage_words)
     workers = config.workers or available_cores()
 
@@ -93,19 +111,71 @@ def _download_passages(source: Location, passages: Location, config: DownloadCon
     )
 
 
-def _download_questions(source: Location, questions: Location, config: DownloadConfig) -> Manifest:
-    files = find_question_files(source, config.split)
+def _download_questions(source: Location, questions: Location, corpus: Location, config: DownloadConfig) -> Manifest:
+    plan = _plan_questions(source, corpus, config)
+    inputs, settings = dict(plan.inputs), dict(plan.config)
+    shots: list[int] = []
+    if config.shots:
+        path = fetch_file(config.shots)
+        shots, inputs["shots"] = read_shots(path), sha256_file(path)
+    elif config.num_shots:
+        settings |= {"num_shots": config.num_shots, "seed": config.seed}
 
     def build(folder: Path) -> Contents:
-        rows, counts = write_questions(folder, files)
-        return Contents(rows=rows, counts=counts)
+        rows, counts = plan.write(folder)
+        num_rows = rows.get("train.parquet", 0)
+        chosen = shots or choose_shots(num_rows, config.num_shots, config.seed)
+        if chosen:
+            rows |= write_shots(folder, rows, chosen)
+        return Contents(rows=rows, counts=counts, details=plan.details)
 
     return produce(
         questions,
         kind="questions",
         stage="download",
         stage_version=STAGE_VERSION,
+        inputs=inputs,
+        config=settings,
+        build=build,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a question source needs and how it is written."""
+
+    inputs: Mapping[str, str]
+    config: Mapping[str, Any]
+    write: Callable[[Path], tuple[dict[str, int], Counter[str]]]
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+def _plan_questions(source: Location, corpus: Location, config: DownloadConfig) -> _Plan:
+    if source.startswith(pretraining.PREFIX):
+        return _plan_pretraining(pretraining.parse_source(source), corpus, config)
+    if source.startswith(DATASET_PREFIX):
+        found = open_dataset(source, files=config.files, base_url=config.datasets_base_url, dev_split=config.dev_split)
+        return _Plan(
+            inputs=found.inputs,
+            config=found.config,
+            details=found.details,
+            write=lambda folder: write_splits(folder, found.splits()),
+        )
+    files = find_question_files(source, config.split)
+    return _Plan(
         inputs={split: source_digest(str(path)) for split, path in files.items()},
         config={},
-        build=build,
+        write=lambda folder: write_questions(folder, files),
+    )
+
+
+def _plan_pretraining(task: str, corpus: Location, config: DownloadConfig) -> _Plan:
+    if not corpus:
+        raise ConfigError(f"download: corpus:{task} is made from passages; give --corpus")
+    passages = open_artifact(corpus, "passages")
+    settings = {name: getattr(config, name) for name in ("num_test", "num_dev", "seed", "infoboxes")}
+    return _Plan(
+        inputs={"corpus": passages.fingerprint},
+        config={"source": f"corpus:{task}", **settings},
+        write=lambda folder: pretraining.write_pretraining(folder, passages, task, **settings),
     )

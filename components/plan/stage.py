@@ -139,7 +139,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> di
     for key, value in changes.items():
         if key not in base:
             raise ConfigError(f"{where}.{key}: unknown setting, expected one of {', '.join(sorted(base))}")
-        nested = isinstance(base[key], Mapping) and isinstance(value, Mapping)
+        nested = base[key] and isinstance(base[key], Mapping) and isinstance(value, Mapping)  # {} takes any names
         merged[key] = merge(base[key], value, f"{where}.{key}") if nested else value
     return merged
 

@@ -20,6 +20,7 @@ from ralm.corpus.passages import Document
 from ralm.corpus.records import READERS, find_delimiter
 from ralm.corpus.wikimedia import PREFIX, Dump, resolve_dump
 from ralm.errors import ConfigError, DataError
+from ralm.fetch import atlas
 from ralm.sources import fetch_file, fetch_tree, source_digest
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Corpus:
     details: dict[str, str] = field(default_factory=dict)
     """Which dump it is: `wiki` and `date`."""
     dump: Dump | None = None
+    urls: tuple[str, ...] = ()
+    """Of an Atlas corpus: its files."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was read and what was left out; grows while batches are taken."""
 
@@ -54,7 +57,7 @@ class Corpus:
             for part in self.dump.parts:
                 yield from _dump_batches(self.dump.fetch(part), self.counts, with_infoboxes)
             return
-        paths = _local_paths(self.source)
+        paths = [fetch_file(url) for url in self.urls] or _local_paths(self.source)
         for path in paths:
             if path.is_dir():
                 yield from _document_batches(read_folder(path, self.counts))
@@ -68,13 +71,22 @@ class Corpus:
                 yield from _document_batches(_counted(READERS[found](path), self.counts))
 
 
-def open_corpus(source: str, *, format: Format, base_url: str) -> Corpus:  # noqa: A002 - the name of the setting
+def open_corpus(
+    source: str,
+    *,
+    format: Format,  # noqa: A002 - the name of the setting
+    base_url: str,
+    atlas_url: str = "",
+    with_infoboxes: bool = True,
+) -> Corpus:
     """Find a corpus and the identity of its content; reads no documents.
 
     Args:
-        source: `wiki:NAME/DATE`, a file, a folder of texts or of files of one format, `asset:` or any URL.
+        source: `wiki:NAME/DATE`, `atlas:KEY`, a file, a folder of texts or of files of one format, `asset:` or any URL.
         format: how to read it; `auto` tells by name and content.
         base_url: of the dump site.
+        atlas_url: of the site of `atlas:` keys; empty: as the environment says.
+        with_infoboxes: of an Atlas corpus, which keeps them in a file of their own.
 
     Raises:
         ConfigError: the source is malformed.
@@ -86,10 +98,24 @@ def open_corpus(source: str, *, format: Format, base_url: str) -> Corpus:  # noq
         dump = resolve_dump(source, base_url)
         logger.info("%s is %s of %s in %d files", source, dump.wiki, dump.date, len(dump.parts))
         return Corpus(source, "wikimedia", dump.inputs, {"wiki": dump.wiki, "date": dump.date}, dump)
+    if source.startswith(atlas.PREFIX):
+        return _open_atlas(source, format, atlas_url, with_infoboxes)
     name = source.rstrip("/").rpartition("/")[2]  # part of the identity: titles, kinds and formats may come from it
     dated = _DUMP_NAME.search(name)
     details = {"wiki": dated[1], "date": dated[2]} if dated else {}
     return Corpus(source, format, {name: source_digest(source)}, details)
+
+
+def _open_atlas(source: str, format: Format, base_url: str, with_infoboxes: bool) -> Corpus:  # noqa: A002
+    if format not in ("auto", "atlas"):
+        raise ConfigError(f"format: {source} is in the format atlas, not {format!r}")
+    urls = atlas.folder_files(source, base_url)
+    if atlas.TEXTS not in urls:
+        raise ConfigError(f"{source}: expected a corpus such as atlas:corpora/wiki/enwiki-dec2018, found another key")
+    wanted = {name: url for name, url in urls.items() if with_infoboxes or name != atlas.INFOBOXES}
+    inputs = {name: source_digest(url) for name, url in wanted.items()}
+    wiki, _, date = source.rpartition("/")[2].partition("-")
+    return Corpus(source, "atlas", inputs, {"wiki": wiki, "date": date}, urls=tuple(wanted.values()))
 
 
 def _local_paths(source: str) -> list[Path]:

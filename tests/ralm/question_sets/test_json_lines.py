@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ralm.artifacts.tables import read_table
-from ralm.corpus.questions import find_question_files, read_question, write_questions
+from ralm.question_sets.json_lines import find_question_files, read_question, write_questions
 from ralm.errors import ConfigError, DataError
 
 

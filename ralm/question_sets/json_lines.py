@@ -1,4 +1,4 @@
-"""Question files in the format of Atlas' `qa` task -> the `questions` artifact."""
+"""A user's own question files, in the formats of Atlas' tasks -> the `questions` artifact."""
 
 from __future__ import annotations
 
@@ -85,16 +85,20 @@ def read_question(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     """One row of `questions/1` from one JSON object; unknown fields go to `metadata`.
 
     Args:
-        row: `question` with `answers`, `answer` or `target`, and anything else of the table.
+        row: `question` with `answers`, `answer` or `target`, and anything else of the table; or the fields of another
+            task of Atlas: `claim` and `label` (fever), `options` as an object and `answer` (multiple_choice), `input`
+            and `output` (kilt), `text` with `task` mlm, lm or section.
         place: file and line, for messages.
 
     Raises:
         DataError: a field is missing or of the wrong type.
     """
+    row = _from_atlas_task(row, place)
     question = string_field(row, ("question",), place)
+    task = string_field(row, ("task",), place, default="qa")
     target = string_field(row, ("target",), place, default="") or None
     answers = _strings(row, "answers" if row.get("answers") is not None else "answer", place)
-    if not answers and target is None:
+    if not answers and target is None and task in ("qa", "base"):
         raise DataError(f"{place}: missing field 'answers' (or 'target'); found {sorted(row)}")
     extra = {name: value for name, value in row.items() if name not in _KNOWN}
     metadata = row.get("metadata") or {}
@@ -103,9 +107,9 @@ def read_question(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps([question, answers, target], ensure_ascii=False).encode()).hexdigest()
     return {
         "question_id": string_field(row, ("question_id", "id", "_id"), place, default=digest[:16]),
-        "task": string_field(row, ("task",), place, default="qa"),
+        "task": task,
         "question": question,
-        "answers": answers or [target],
+        "answers": answers or ([target] if target is not None else []),
         "target": target,
         "options": _strings(row, "options", place),
         "label": string_field(row, ("label",), place, default="") or None,
@@ -116,6 +120,32 @@ def read_question(row: Mapping[str, Any], place: str) -> dict[str, Any]:
         "date": string_field(row, ("date",), place, default="") or None,
         "metadata": json.dumps({**extra, **metadata}, ensure_ascii=False, sort_keys=True),
     }
+
+
+def _from_atlas_task(row: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """The fields of Atlas' other tasks under the names of `questions/1`."""
+    rest = {name: value for name, value in row.items() if name not in ("claim", "input", "output", "text", "options")}
+    if isinstance(row.get("options"), Mapping):
+        options, letter = row["options"], string_field(row, ("answer", "label"), place)
+        if letter not in options:
+            raise DataError(f"{place}: field 'answer': expected one of {', '.join(options)}, found {letter!r}")
+        texts = [string_field(options, (name,), f"{place}: options") for name in sorted(options)]
+        return {"task": "multiple_choice", **rest, "options": texts, "label": letter, "answers": [letter]}
+    if "question" in row:
+        return row
+    if "claim" in row:
+        return {"task": "fever", **rest, "question": row["claim"]}
+    if "input" in row:
+        answers = [output["answer"] for output in _list(row, "output", place) if _has_answer(output)]
+        return {"task": "kilt", **rest, "question": row["input"], "answers": answers}
+    if "text" in row and row.get("task") in ("mlm", "lm", "section"):
+        source_id = string_field(row, ("source_id", "id"), place, default="") or None
+        return {**rest, "question": row["text"], "source_id": source_id}
+    return row
+
+
+def _has_answer(output: Any) -> bool:
+    return isinstance(output, Mapping) and isinstance(output.get("answer"), str)
 
 
 def _list(row: Mapping[str, Any], name: str, place: str) -> list[Any]:
