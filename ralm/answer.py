@@ -142,8 +142,8 @@ class Answerer:
         """
         found = self.searcher.search(questions, k or self.num_passages)
         passages = [[hit.passage for hit in hits] for hits in found]
-        candidates = generate_answers(self._reader, list(questions), passages, batch_size=4)
+        readings = generate_answers(self._reader, list(questions), passages, batch_size=4)
         return [
-            Answer(question, best[0].text, best[0].log_probability, tuple(hits))
-            for question, best, hits in zip(questions, candidates, found, strict=True)
+            Answer(question, best.candidates[0].text, best.candidates[0].log_probability, tuple(hits))
+            for question, best, hits in zip(questions, readings, found, strict=True)
         ]

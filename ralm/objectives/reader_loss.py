@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
+
+from ralm.objectives.distillation import target_log_likelihood
 
 
 def reader_loss(logit_BTV: Tensor, label_BT: Tensor) -> Tensor:
@@ -11,7 +12,7 @@ def reader_loss(logit_BTV: Tensor, label_BT: Tensor) -> Tensor:
 
     Args:
         logit_BTV: logits of B targets of T tokens over V words.
-        label_BT: int64 token numbers; -100 marks what is not learnt (padding).
+        label_BT: int64 token numbers; negative ones are not learnt (padding, decoder prompts).
 
     Returns:
         A scalar, in nats for each token.
@@ -25,4 +26,4 @@ def reader_loss(logit_BTV: Tensor, label_BT: Tensor) -> Tensor:
         >>> round(reader_loss(logit_BTV, label_BT).item(), 4)  # log 4
         1.3863
     """
-    return functional.cross_entropy(logit_BTV.flatten(0, 1).float(), label_BT.flatten(), ignore_index=-100)
+    return -target_log_likelihood(logit_BTV, label_BT).sum() / (label_BT >= 0).sum()

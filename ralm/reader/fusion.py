@@ -12,7 +12,6 @@ tokens, `D` model size, `V` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,51 +22,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditiona
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
-from ralm.errors import ArtifactError
+from ralm.errors import ArtifactError, ConfigError
+from ralm.objectives.attention import attention_distillation_scores, attention_statistics
+from ralm.objectives.distillation import IGNORED_LABEL as IGNORED_LABEL
 from ralm.pretrained import load_weights
+from ralm.reader.attention import token_sums
 from ralm.reader.config import ReaderConfig
-from ralm.reader.prompts import PassageText, format_inputs, format_target
+from ralm.reader.encoded import EncodedPassages
+from ralm.reader.labels import decoder_inputs, make_labels
+from ralm.reader.leave_one_out import all_but_one_mask, copies_mask
+from ralm.reader.prompts import PassageText, format_inputs, format_prompt, format_question, format_target
 
-IGNORED_LABEL = -100
 LENGTH_MULTIPLE = 8
 CPU_BUCKET_TOKENS = 768
 GPU_BUCKET_TOKENS = 16384
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
-
-
-@dataclass(frozen=True)
-class EncodedPassages:
-    """Encoder states of the passages of B questions; what is not a token of a passage is zero and masked."""
-
-    state: Tensor
-    """`[B, K, L, D]`."""
-    mask: Tensor
-    """`[B, K, L]`, 1 for tokens and 0 elsewhere."""
-
-    def detach(self) -> EncodedPassages:
-        """The same states, cut off from the encoder: nothing computed from them reaches its weights."""
-        return EncodedPassages(state=self.state.detach(), mask=self.mask)
-
-    def select(self, questions: slice) -> EncodedPassages:
-        """The passages of some of the questions."""
-        return EncodedPassages(state=self.state[questions], mask=self.mask[questions])
-
-    def fuse(self) -> tuple[Tensor, Tensor]:
-        """The states of all passages of a question side by side, without the padding between them.
-
-        The decoder's cross-attention knows no positions, so leaving masked states out changes nothing but the time.
-
-        Returns:
-            (state `[B, S, D]`, mask `[B, S]`), S the most tokens that a question's passages have together.
-        """
-        is_token_BN = self.mask.flatten(1).bool()
-        rows = [
-            state_ND[is_token_N] for state_ND, is_token_N in zip(self.state.flatten(1, 2), is_token_BN, strict=True)
-        ]
-        state_BSD = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        length_B1 = is_token_BN.sum(dim=1, keepdim=True)
-        mask_BS = (torch.arange(state_BSD.shape[1], device=length_B1.device) < length_B1).long()
-        return state_BSD, mask_BS
 
 
 class FusionReader(nn.Module):
@@ -155,13 +124,26 @@ class FusionReader(nn.Module):
         rest = iter(tokens)
         return [[next(rest) for _ in inputs] for inputs in texts]
 
-    def tokenize_targets(self, targets: Sequence[str]) -> Tensor:
-        """Labels `[B, T]` of the targets, end mark included, padded with -100 (not learnt)."""
+    def tokenize_targets(self, targets: Sequence[str], questions: Sequence[str] | None = None) -> Tensor:
+        """Labels `[B, T]` of the targets, end mark included, behind their decoder prompts (see `labels.py`).
+
+        Args:
+            targets: answers as given.
+            questions: texts as given, for decoder prompts with `{question}`.
+        """
         texts = [format_target(self.config, target) for target in targets]
         tokens = self.tokenizer(texts, truncation=True, max_length=self.config.max_target_tokens)["input_ids"]
-        rows = [torch.tensor(row, dtype=torch.long) for row in tokens]
-        label_BT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED_LABEL)
-        return label_BT.to(self.device)
+        prompts = self.tokenize_prompts(questions if questions is not None else [""] * len(targets))
+        return make_labels(prompts, tokens).to(self.device)
+
+    def tokenize_prompts(self, questions: Sequence[str]) -> list[list[int]]:
+        """Tokens of the decoder prompt of each question; empty lists where the model has none."""
+        texts = [format_prompt(self.config, question) for question in questions]
+        if not any(texts):
+            return [[] for _ in questions]
+        limit = self.config.max_input_tokens
+        tokens = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=limit)["input_ids"]
+        return [list(row) for row in tokens]
 
     def encode(self, inputs: Sequence[Sequence[Sequence[int]]]) -> EncodedPassages:
         """Encode each input once, in groups of similar length, each padded to its own longest.
@@ -190,23 +172,107 @@ class FusionReader(nn.Module):
 
     def fusion_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
         """Logits `[B, T, V]` of the targets given all passages together (teacher forcing)."""
-        return self._decode(*encoded.fuse(), label_BT)
+        fused = encoded.fuse()
+        return self._decode(fused.state, fused.mask, label_BT)
 
     def passage_logits(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
         """Logits `[B, K, T, V]` of the targets given each passage alone, from the same encoder states.
 
-        Every question must have all K passages: with nothing to attend to, the decoder has no defined output.
+        Raises:
+            DataError: a question has fewer than K passages: with nothing to read, there are no logits.
         """
+        encoded.require_all()
         num_questions, num_passages = encoded.mask.shape[:2]
         label_NT = label_BT.repeat_interleave(num_passages, dim=0)
         logit_NTV = self._decode(encoded.state.flatten(0, 1), encoded.mask.flatten(0, 1), label_NT)
         return logit_NTV.unflatten(0, (num_questions, num_passages))
 
+    def leave_one_out_logits(
+        self, encoded: EncodedPassages, label_BT: Tensor, left_out: Sequence[int] | None = None
+    ) -> Tensor:
+        """Logits `[B, K, T, V]` of the targets given all passages but passage k, in one decoder pass.
+
+        Args:
+            encoded: all passages of each question, at least two.
+            label_BT: labels of the targets.
+            left_out: the k to compute; by default all.
+
+        Raises:
+            ConfigError: one passage only: nothing is left to read.
+            DataError: a question has fewer than K passages.
+        """
+        num_passages, length = encoded.mask.shape[1:]
+        if num_passages < 2:
+            raise ConfigError("num_passages: expected at least 2 to leave one out, found 1")
+        encoded.require_all()
+        fused = encoded.fuse()
+        copies = list(range(num_passages) if left_out is None else left_out)
+        left_out_C = torch.tensor(copies, device=self.device)
+        num_targets = label_BT.shape[1]
+        logits = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=fused.state),
+            attention_mask=all_but_one_mask(fused.place // length, fused.mask, left_out_C, num_targets),
+            decoder_input_ids=self._decoder_inputs(label_BT).repeat(1, len(copies)),
+            decoder_attention_mask=copies_mask(len(copies), num_targets, device=self.device),
+            use_cache=False,
+        ).logits
+        return logits.unflatten(1, (len(copies), num_targets))
+
+    def attention_scores(self, encoded: EncodedPassages, label_BT: Tensor) -> Tensor:
+        """Scores `[B, K]` of attention distillation, without gradient; see `attention_distillation_scores`.
+
+        Raises:
+            DataError: a question has fewer than K passages.
+        """
+        encoded.require_all()
+        sums = token_sums(self.model, encoded, self._decoder_inputs(label_BT), label_BT)
+        return attention_distillation_scores(
+            sums["norms"], num_layers=self._num_decoder_layers, num_targets_B=(label_BT >= 0).sum(dim=1)
+        )
+
+    def attention_statistics(
+        self, encoded: EncodedPassages, label_BT: Tensor, questions: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """24 ways to sum up the attention to a passage, each `[B, K]`, without gradient (`objectives/attention.py`).
+
+        Args:
+            encoded: all passages of each question.
+            label_BT: labels of the targets.
+            questions: texts as given; their tokens do not count for `woquery`.
+
+        Raises:
+            DataError: a question has fewer than K passages.
+        """
+        encoded.require_all()
+        return attention_statistics(
+            token_sums(self.model, encoded, self._decoder_inputs(label_BT), label_BT),
+            encoded.mask,
+            num_layers=self._num_decoder_layers,
+            num_targets_B=(label_BT >= 0).sum(dim=1),
+            question_tokens_B=self._question_tokens(questions),
+        )
+
+    @property
+    def _num_decoder_layers(self) -> int:
+        return len(self.model.decoder.block)
+
+    def _question_tokens(self, questions: Sequence[str]) -> Tensor:
+        """How many tokens of the question `[B]` an input begins with: none where the format does not begin with it."""
+        if not self.config.passage_format.startswith("{question}"):
+            return torch.zeros(len(questions), dtype=torch.long, device=self.device)
+        texts = [format_question(self.config, question) for question in questions]
+        tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return torch.tensor([len(row) for row in tokens], device=self.device)
+
+    def _decoder_inputs(self, label_BT: Tensor) -> Tensor:
+        config = self.model.config
+        return decoder_inputs(label_BT, start_token=config.decoder_start_token_id, pad_token=config.pad_token_id)
+
     def _decode(self, state_NLD: Tensor, mask_NL: Tensor, label_NT: Tensor) -> Tensor:
         return self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=state_NLD),
             attention_mask=mask_NL,
-            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(label_NT),
+            decoder_input_ids=self._decoder_inputs(label_NT),
             use_cache=False,
         ).logits
 

@@ -51,6 +51,16 @@ def format_target(config: ReaderConfig, target: str) -> str:
     return config.target_format.format(target=target)
 
 
+def format_prompt(config: ReaderConfig, question: str) -> str:
+    """What the decoder is given before it writes; empty where the reader wants none.
+
+    Example:
+        >>> format_prompt(ReaderConfig(target_prompt_format="{question} answer:"), "who wrote Emma")
+        'question: who wrote Emma answer:'
+    """
+    return config.target_prompt_format.format(question=format_question(config, question))
+
+
 def format_inputs(config: ReaderConfig, question: str, passages: Sequence[PassageText]) -> list[str]:
     """Reader inputs for one question: one text for each passage, or the bare question where there is none.
 

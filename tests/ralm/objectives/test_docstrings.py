@@ -8,11 +8,16 @@ import importlib
 import pytest
 
 MODULES = [
+    "ralm.objectives.attention",
     "ralm.objectives.distillation",
     "ralm.objectives.divergence",
+    "ralm.objectives.marginal",
     "ralm.objectives.reader_loss",
     "ralm.reader.fusion",
+    "ralm.reader.labels",
+    "ralm.reader.leave_one_out",
     "ralm.reader.prompts",
+    "ralm.reader.scores",
     "ralm.training.examples",
     "ralm.training.schedule",
 ]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ralm.errors import ConfigError
+from ralm.reader.config import GenerationConfig
 from ralm.reader.fusion import FusionReader
-from ralm.reader.generate import generate_answers, score_answers
+from ralm.reader.generate import generate_answers
 
 QUESTIONS = ["who built the castle", "where was the red queen ?"]
 TARGETS = ["the old king", "in the castle"]
@@ -44,7 +45,8 @@ def greedy(reader: FusionReader, question: int, num_passages: int) -> tuple[list
 def test_greedy_answers_equal_an_independent_loop(reader: FusionReader) -> None:
     passages = [PASSAGES[0], PASSAGES[1][:2]]
     found = list(generate_answers(reader, QUESTIONS, passages, batch_size=2))
-    for question, candidates in enumerate(found):
+    for question, reading in enumerate(found):
+        candidates = reading.candidates
         tokens, total = greedy(reader, question, len(passages[question]))
         assert candidates[0].text == reader.tokenizer.decode(tokens, skip_special_tokens=True).strip()
         assert candidates[0].log_probability == pytest.approx(total, abs=1e-4)
@@ -54,32 +56,34 @@ def test_batch_size_changes_nothing(reader: FusionReader) -> None:
     questions, passages = QUESTIONS * 3, [*PASSAGES, *PASSAGES, [], PASSAGES[0][:1]]
     one = list(generate_answers(reader, questions, passages, batch_size=1))
     many = list(generate_answers(reader, questions, passages, batch_size=4))
-    assert [found[0].text for found in one] == [found[0].text for found in many]
-    assert [found[0].log_probability for found in one] == pytest.approx(
-        [found[0].log_probability for found in many], abs=1e-4
+    assert [found.candidates[0].text for found in one] == [found.candidates[0].text for found in many]
+    assert [found.candidates[0].log_probability for found in one] == pytest.approx(
+        [found.candidates[0].log_probability for found in many], abs=1e-4
     )
 
 
 def test_beams_give_distinct_candidates_best_first(reader: FusionReader) -> None:
-    (candidates, _) = generate_answers(reader, QUESTIONS, PASSAGES, num_beams=4, num_candidates=3)
+    generation = GenerationConfig(num_beams=4, num_candidates=3, length_penalty=0.0)
+    candidates = next(generate_answers(reader, QUESTIONS, PASSAGES, generation=generation)).candidates
     scores = [candidate.log_probability for candidate in candidates]
     assert len(candidates) == 3
     assert scores == sorted(scores, reverse=True)
     assert all(score < 0 and math.isfinite(score) for score in scores)
 
 
-def test_score_of_a_given_answer_is_the_models_loss(reader: FusionReader) -> None:
-    found = score_answers(reader, QUESTIONS, PASSAGES, TARGETS)
+def test_loss_of_a_given_target_is_the_models_own(reader: FusionReader) -> None:
+    found = list(generate_answers(reader, QUESTIONS, PASSAGES, targets=[*TARGETS]))
     for question in range(2):
         label_BT = reader.tokenize_targets([TARGETS[question]])
         inputs = reader.tokenize_inputs([QUESTIONS[question]], [PASSAGES[question]])
         logits = reader.fusion_logits(reader.encode(inputs), label_BT)[0]
-        expected = torch.log_softmax(logits, -1).gather(1, label_BT[0][:, None]).sum().item()
-        assert found[question] == pytest.approx(expected, abs=1e-4)
+        expected = torch.log_softmax(logits, -1).gather(1, label_BT[0][:, None]).mean().item()
+        assert found[question].target_loss == pytest.approx(-expected, abs=1e-5)
+        assert found[question].target_tokens == label_BT.shape[1]
 
 
 def test_counts_are_checked(reader: FusionReader) -> None:
     with pytest.raises(ConfigError, match="num_candidates"):
-        list(generate_answers(reader, QUESTIONS, PASSAGES, num_beams=2, num_candidates=3))
+        GenerationConfig(num_beams=2, num_candidates=3)
     with pytest.raises(ConfigError, match="batch_size"):
         list(generate_answers(reader, QUESTIONS, PASSAGES, batch_size=0))
