@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from ralm.errors import DataError
 
@@ -50,7 +50,7 @@ def _tar_members(archive: Path, wanted: re.Pattern[str], max_bytes: int) -> Iter
             _check_size(archive, member.name, member.size, max_bytes)
             content = tar.extractfile(member)
             assert content is not None  # a plain file has content
-            yield member.name, content
+            yield member.name, io.BufferedReader(_Checked(content, f"{archive}: {member.name}"))
 
 
 def _zip_members(archive: Path, wanted: re.Pattern[str], max_bytes: int) -> Iterator[tuple[str, IO[bytes]]]:
@@ -62,7 +62,25 @@ def _zip_members(archive: Path, wanted: re.Pattern[str], max_bytes: int) -> Iter
                 raise DataError(f"{archive}: {entry.filename}: expected a plain file, found a link or a device")
             _check_size(archive, entry.filename, entry.file_size, max_bytes)
             with packed.open(entry) as content:
-                yield entry.filename, content
+                yield entry.filename, io.BufferedReader(_Checked(content, f"{archive}: {entry.filename}"))
+
+
+class _Checked(io.RawIOBase):
+    """A member whose damage is told as such where it is read."""
+
+    def __init__(self, content: IO[bytes], place: str) -> None:
+        self._content, self._place = content, place
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._content.read(len(buffer))
+        except _BROKEN as error:
+            raise DataError(f"{self._place}: damaged: {error}") from error
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _is_wanted(archive: Path, name: str, wanted: re.Pattern[str]) -> bool:

@@ -26,7 +26,7 @@ from ralm.question_sets.archives import read_members, text_of
 from ralm.question_sets.rows import Row, Splits, question_row
 
 LAYOUTS = ("zero-shot", "5-shot", "5-shot-multi", "full")
-LETTERS = "ABCD"
+LETTERS = ("A", "B", "C", "D")
 HELD_OUT = 5000
 SHUFFLE_SEED = 10
 MAX_CSV_BYTES = 1 << 29
@@ -118,7 +118,7 @@ def _rows(text: TextIO, place: str, part: str, subject: str) -> Iterator[Row]:
 
 def _row(cells: list[str], place: str, question_id: str, subject: str) -> Row:
     question, *options, letter = cells
-    if letter not in LETTERS or not letter:
+    if letter not in LETTERS:
         raise DataError(f"{place}: field 'answer': expected A, B, C or D, found {letter!r}")
     metadata: dict[str, Any] = {"dataset": "mmlu", "subject": subject}
     return question_row(

@@ -32,7 +32,7 @@ from ralm.errors import ConfigError, DataError
 
 PREFIX = "corpus:"
 TASKS = ("mlm", "lm", "section")
-BLOCK_ROWS = 1 << 18
+BLOCK_ROWS = 1 << 17
 COLUMNS = ["passage_id", "title", "section", "text", "kind"]
 Files = Sequence[tuple[Location, int]]
 
@@ -82,7 +82,7 @@ def write_pretraining(
     buckets.mkdir()
     _deal(buckets, files, place_N, num_rows)
     stream = _shuffled(buckets, num_rows, task)
-    rest = pa.table({name: pa.array([], field.type) for name, field in zip(QUESTIONS.names, QUESTIONS, strict=True)})
+    rest = QUESTIONS.empty_table()
     for split, size in sizes.items():
         rest = _write(folder / f"{split}.parquet", size, rest, stream)
     buckets.rmdir()
@@ -127,6 +127,7 @@ def _num_buckets(num_rows: int) -> int:
 def _deal(folder: Path, files: Files, place_N: np.ndarray, num_rows: int) -> None:
     """Put each passage into the bucket file of its place."""
     schema = None
+    packed = pa.ipc.IpcWriteOptions(compression="zstd")
     writers: list[Any] = []
     start = 0
     with ExitStack() as stack:
@@ -136,7 +137,7 @@ def _deal(folder: Path, files: Files, place_N: np.ndarray, num_rows: int) -> Non
             if schema is None:
                 schema = block.schema.append(pa.field("place", pa.int64()))
                 paths = [folder / str(number) for number in range(_num_buckets(num_rows))]
-                writers = [stack.enter_context(pa.ipc.new_stream(str(path), schema)) for path in paths]
+                writers = [stack.enter_context(pa.ipc.new_stream(str(path), schema, options=packed)) for path in paths]
             kept = np.flatnonzero(place >= 0)
             order = kept[np.argsort(place[kept], kind="stable")]
             dealt = block.take(pa.array(order)).append_column("place", pa.array(place[order]))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ralm.artifacts.tables import read_table
-from ralm.question_sets.json_lines import find_question_files, read_question, write_questions
 from ralm.errors import ConfigError, DataError
+from ralm.question_sets.json_lines import find_question_files, read_question, write_questions
 
 
 def write_rows(path: Path, *rows: object) -> Path:
@@ -95,3 +95,41 @@ def test_repeated_ids_and_empty_files(tmp_path: Path) -> None:
         write_questions(tmp_path / "out", {"test": path})
     with pytest.raises(DataError, match="no questions"):
         write_questions(tmp_path / "out", {"test": write_rows(tmp_path / "empty.jsonl")})
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"id": 7, "claim": "c", "label": "SUPPORTS"},
+            {"task": "fever", "question": "c", "label": "SUPPORTS", "question_id": "7"},
+        ),
+        ({"id": 7, "claim": "c"}, {"task": "fever", "label": None, "answers": []}),
+        (
+            {"question": "q", "options": {"B": "two", "A": "one"}, "answer": "B"},
+            {"task": "multiple_choice", "options": ["one", "two"], "label": "B", "answers": ["B"]},
+        ),
+        (
+            {"id": "1", "input": "q", "output": [{"answer": "a"}, {"provenance": []}]},
+            {"task": "kilt", "question": "q", "answers": ["a"]},
+        ),
+        ({"id": "1", "input": "q"}, {"task": "kilt", "answers": []}),
+        (
+            {"id": "1", "text": "t", "title": "T", "section": "S", "task": "section"},
+            {"task": "section", "question": "t", "source_id": "1"},
+        ),
+    ],
+)
+def test_rows_of_the_other_tasks_of_atlas(row: dict[str, object], expected: dict[str, object]) -> None:
+    found = read_question(row, "f line 1")
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_title_and_section_of_a_text_are_kept() -> None:
+    row = {"text": "t", "title": "T", "section": "S", "task": "mlm"}
+    assert json.loads(read_question(row, "f line 1")["metadata"]) == {"section": "S", "title": "T"}
+
+
+def test_an_answer_that_is_no_option() -> None:
+    with pytest.raises(DataError, match="f line 1: field 'answer': expected one of A, B, found 'C'"):
+        read_question({"question": "q", "options": {"A": "one", "B": "two"}, "answer": "C"}, "f line 1")
