@@ -65,7 +65,7 @@ def written_commands(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Each `ralm` command in a code block: its words, and the flags that follow."""
     known = parsers()
     for line in code_blocks(path):
-        match = re.search(r"(?:^|[ /(])ralm ((?:pipeline |store )?[a-z]+)\b(.*)", line)
+        match = re.search(r"(?:^|[ /(])ralm ((?:pipeline |store |atlas )?[a-z]+)\b(.*)", line)
         if match and match[1] in known:
             lexer = shlex.shlex(match[2].split(" | ")[0], posix=True, punctuation_chars="[]()")
             lexer.whitespace_split = True
@@ -161,7 +161,7 @@ def test_the_walkthrough_trains_as_the_quickstart_does() -> None:
     for stage, config in (("train", recipe.train), ("evaluate", recipe.evaluate), ("report", recipe.report)):
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
-            if value != field.default:
+            if value not in (field.default, field.default_factory is not dataclasses.MISSING and field.default_factory()):
                 flag = f"--config.{field.name.replace('_', '-')}"
                 found = re.search(rf"ralm {stage} (?:(?!END|ralm ).)*{flag} (\"[^\"]+\"|\S+)", text)
                 assert found, f"ralm {stage}: {flag} {value} is missing"

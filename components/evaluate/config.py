@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ralm.errors import ConfigError
+from ralm.reader.config import GenerationConfig
+from ralm.tasks.config import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Which questions are asked, with how many passages, and at which ranks retrieval is measured."""
+    """Which questions are asked, with which passages, and at which ranks retrieval is measured."""
 
     split: str = "test"
     """Table of the questions artifact: train, dev or test."""
@@ -21,11 +23,30 @@ class EvaluateConfig:
     closed_book: bool = False
     """Ask the reader without passages; passages and index are then not used."""
 
+    file_passages: bool = False
+    """Give the reader the passages that come with each question; passages and index are then not used."""
+
+    retrieve_only: bool = False
+    """Retrieve and measure recall without a reader; predictions are empty."""
+
     num_passages: int | Literal["auto"] = "auto"
     """Passages the reader gets for one question; auto: as many as its own configuration says."""
 
+    num_reranked: int = 0
+    """Passages that are searched for, scored again with the model's passage encoder and cut to the best; 0: the order
+    of the search is kept. The index may then be older than the encoder."""
+
+    overretrieve_ratio: int = 2
+    """How many times more passages are searched for at first where a question's own source must be left out."""
+
     recall_at: tuple[int, ...] = (1, 5, 10, 20, 50)
     """Cut-offs k of recall at k, each at most the number of passages in the corpus."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """How rows are asked, where the task leaves a choice."""
+
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """How answers are searched for."""
 
     batch_size: int = 16
     """Questions read at a time."""
@@ -36,12 +57,26 @@ class EvaluateConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of both models; auto: bf16 where the hardware has it, else fp32."""
 
+    seed: int = 0
+    """Seed of what a task leaves to chance (the gaps of masked texts)."""
+
     def __post_init__(self) -> None:
-        for name in ("max_questions", "num_passages", "batch_size", "max_batch_tokens"):
+        for name in ("max_questions", "num_passages", "overretrieve_ratio", "batch_size", "max_batch_tokens"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {value}")
+        for name in ("num_reranked", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
         if not self.recall_at or min(self.recall_at) < 1 or len(set(self.recall_at)) != len(self.recall_at):
             raise ConfigError(f"recall_at: expected different numbers of at least 1, found {list(self.recall_at)}")
         if not self.split:
             raise ConfigError("split: expected the name of a table, found an empty text")
+        modes = [name for name in ("closed_book", "file_passages", "retrieve_only") if getattr(self, name)]
+        if len(modes) > 1:
+            raise ConfigError(f"{modes[0]}: expected false where {modes[1]} is true, found true")
+
+    @property
+    def retrieves(self) -> bool:
+        """True if passages are searched for."""
+        return not (self.closed_book or self.file_passages)

@@ -1,103 +1,101 @@
-"""Ask questions: retrieve passages, read the best of them, score the answers and the retrieval.
-
-Shapes: `N` questions, `B` questions in a batch, `K` passages retrieved for a question, `D` embedding size.
-"""
+"""Ask questions: find passages, read the best of them, score the answers and the retrieval."""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import itertools
 import json
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from ralm.corpus.lookup import Passage
+from ralm.errors import ConfigError
 from ralm.evaluation.metrics import mean_scores
+from ralm.evaluation.passage_sources import Found, PassageSource
 from ralm.evaluation.retrieval import answer_rank, retrieval_metrics, title_rank
+from ralm.evaluation.stopwatch import Stopwatch
 from ralm.log import progress
-from ralm.tasks.base import Question, Task, Tools
+from ralm.reader.prompts import PassageText
+from ralm.tasks.base import MAX_COPIES, Asked, Question, Scored, Task, Tools
 
+EVAL_LOSS = "eval_loss"
+"""Column behind a task's own metrics: mean loss of the target's tokens in nats, null where there is no target."""
 RANKS = ("answer_rank", "title_rank")
-"""Columns behind a task's own metrics: rank of the first passage with an answer and of a gold page, null if none."""
+"""Last columns: rank of the first passage with an answer and of a gold page, null if none."""
+ENCODED_AT_ONCE = 4096
 
 
-class Answer(Protocol):
-    """What a reader gives for one question."""
+class Candidate(Protocol):
+    """A possible answer."""
 
     @property
     def text(self) -> str:
-        """The answer."""
+        """Without special tokens."""
 
     @property
     def log_probability(self) -> float:
         """Natural logarithm of its probability."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    candidates: Sequence[Answer]
-    option_logits: Sequence[float] | None = None
-
-
-class SearchableIndex(Protocol):
-    """What retrieval needs of an index."""
+class Reading(Protocol):
+    """What the reader makes of one query and its passages."""
 
     @property
-    def passage_ids(self) -> np.ndarray:
-        """Id of each row."""
+    def candidates(self) -> Sequence[Candidate]:
+        """Answers, the best first."""
 
-    def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(score_BK, row_BK), best first."""
+    @property
+    def option_logits(self) -> Sequence[float] | None:
+        """One for each option."""
 
-
-EncodeQuestions = Callable[[Sequence[str]], np.ndarray]
-FetchPassages = Callable[[np.ndarray], list[Passage]]
-ReadAnswers = Callable[[Sequence[str], Sequence[Sequence[Passage]]], Sequence[Sequence[Answer]]]
-
-
-class Stopwatch:
-    """Wall time by kind of work."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to `name`."""
-        started_at = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - started_at
-
-    def per_question_ms(self, num_questions: int) -> dict[str, float]:
-        """Milliseconds for each question, `NAME_ms`."""
-        return {f"{name}_ms": round(1000 * value / num_questions, 3) for name, value in self.seconds.items()}
+    @property
+    def target_loss(self) -> float | None:
+        """Mean loss of the target's tokens, in nats."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Retriever:
-    """Finds the passages of questions."""
+class ReadAnswers(Protocol):
+    """A reader: one reading for each query."""
 
-    encode: EncodeQuestions
-    """Texts to vectors [N, D]."""
-    index: SearchableIndex
-    fetch: FetchPassages
-    """Passage ids to passages."""
-    num_retrieved: int
-    """Passages retrieved for a question (K)."""
-    num_read: int
-    """How many of them, from the best on, the reader gets."""
+    def __call__(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Sequence[PassageText]],
+        *,
+        options: Sequence[Sequence[str]] | None,
+        targets: Sequence[str | None] | None,
+    ) -> Iterable[Reading]:
+        """Candidates, option logits where there are options, and losses where there are targets."""
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A question as it is asked once."""
+
+    question: Question
+    asked: Asked
+    is_last: bool
+    """True for the last copy of its question."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What came of a copy."""
+
+    copy: _Copy
+    found: Found
+    reading: Reading | None
 
 
 def predict(
     questions: Sequence[Question],
     *,
     task: Task,
-    retriever: Retriever | None,
-    read: ReadAnswers,
+    tools: Tools,
+    seed: int,
+    source: PassageSource,
+    read: ReadAnswers | None,
     batch_size: int,
     watch: Stopwatch,
 ) -> Iterator[list[dict[str, Any]]]:
@@ -105,95 +103,151 @@ def predict(
 
     Args:
         questions: of one task.
-        task: gives the text to ask and scores the answers.
-        retriever: None asks the bare question (closed book).
-        read: questions and the passages of each to candidates, the best first.
-        batch_size: questions at a time.
-        watch: is told the time spent on `encode`, `search`, `fetch`, `read`.
+        task: says what is asked and scores the answers.
+        tools: what the task may use.
+        seed: of what is left to chance (masked texts); the same for a question whatever stands beside it.
+        source: gives passages.
+        read: the reader; None only retrieves: predictions are empty and have no score.
+        batch_size: readings at a time.
+        watch: is told the time spent on `read`.
 
     Yields:
-        Rows of the `predictions/1` table with the columns of the task's metrics and `RANKS`, in input order.
+        Rows of the `predictions/1` table with the task's metrics, `EVAL_LOSS` and `RANKS`, in input order. Passages
+        and prediction are those of a question's first copy.
+
+    Raises:
+        ConfigError: a question can be asked in more than `MAX_COPIES` ways.
     """
-    texts = [task.query(question) for question in questions]
-    question_ND = _encode(texts, retriever, watch)
-    num_read = retriever.num_read if retriever else 0
-    with progress(total=len(questions), what="answer", unit="questions") as bar:
-        for start in range(0, len(questions), batch_size):
-            part = slice(start, start + batch_size)
-            batch = questions[part]
-            ids_BK, score_BK, passages = _retrieve(question_ND[part], retriever, watch)
-            with watch.measure("read"):
-                candidates = list(read(texts[part], [found[:num_read] for found in passages]))
-            parts = zip(batch, candidates, passages, ids_BK, score_BK, strict=True)
-            yield [_row(task, *part) for part in parts]
+    waiting: list[_Read] = []
+    total = _count_copies(questions, task, tools)
+    with progress(total=total, what="answer" if read else "retrieve", unit="questions") as bar:
+        for batch in _read_all(_copies(questions, task, tools, seed), source, read, batch_size, watch):
+            rows = []
+            for item in batch:
+                waiting.append(item)
+                if item.copy.is_last:
+                    rows.append(_row(task, waiting))
+                    waiting = []
             bar.update(len(batch))
+            if rows:
+                yield rows
 
 
-def _encode(texts: Sequence[str], retriever: Retriever | None, watch: Stopwatch) -> np.ndarray:
-    """Vectors of all questions at once [N, D]; D = 0 in closed book."""
-    if retriever is None:
-        return np.empty((len(texts), 0), np.float32)
-    with watch.measure("encode"):
-        return retriever.encode(texts)
+def _count_copies(questions: Sequence[Question], task: Task, tools: Tools) -> int:
+    total = 0
+    for question in questions:
+        count = task.num_copies(question, tools)
+        if count > MAX_COPIES:
+            raise ConfigError(
+                f"task.permutations: {tools.settings.permutations} asks question {question.question_id!r} {count} "
+                f"times, expected at most {MAX_COPIES}; take cyclic or single"
+            )
+        total += count
+    return total
 
 
-def _retrieve(
-    question_BD: np.ndarray, retriever: Retriever | None, watch: Stopwatch
-) -> tuple[np.ndarray, np.ndarray, list[list[Passage]]]:
-    if retriever is None:
-        num_questions = len(question_BD)
-        nothing = np.empty((num_questions, 0))
-        return nothing.astype(np.int64), nothing.astype(np.float32), [[] for _ in range(num_questions)]
-    with watch.measure("search"):
-        score_BK, row_BK = retriever.index.search(question_BD, retriever.num_retrieved)
-    ids_BK = retriever.index.passage_ids[row_BK]
-    with watch.measure("fetch"):
-        passages = [retriever.fetch(ids_K) for ids_K in ids_BK]
-    return ids_BK, score_BK, passages
+def _copies(questions: Sequence[Question], task: Task, tools: Tools, seed: int) -> Iterator[_Copy]:
+    for question in questions:
+        count = task.num_copies(question, tools)
+        digest = hashlib.sha256(question.question_id.encode()).digest()
+        for copy in range(count):
+            generator = np.random.default_rng([seed, int.from_bytes(digest[:8], "big"), copy])
+            yield _Copy(question, task.ask(question, copy, tools, generator), copy == count - 1)
 
 
-def _row(
-    task: Task,
-    question: Question,
-    candidates: Sequence[Answer],
-    passages: Sequence[Passage],
-    ids_K: np.ndarray,
-    score_K: np.ndarray,
-) -> dict[str, Any]:
-    prediction = candidates[0].text
-    asked = task.ask(question, 0, Tools(), np.random.default_rng(0))
-    scored = task.score(question, [asked], [_Read(candidates)])
-    about = {"question": question.question, "task": question.task, "positive_titles": list(question.positive_titles)}
+def _read_all(
+    copies: Iterator[_Copy], source: PassageSource, read: ReadAnswers | None, batch_size: int, watch: Stopwatch
+) -> Iterator[list[_Read]]:
+    """Queries are encoded many at a time, since texts of equal length go together; the rest is done by batch."""
+    while some := list(itertools.islice(copies, ENCODED_AT_ONCE)):
+        question_ND = source.encode([copy.asked.query for copy in some])
+        for start in range(0, len(some), batch_size):
+            part = slice(start, start + batch_size)
+            found = source.find(question_ND[part], [copy.question for copy in some[part]])
+            readings: Sequence[Reading | None] = [None] * len(found)
+            if read is not None:
+                with watch.measure("read"):
+                    readings = _read_batch(read, some[part], [item.passages[: source.num_read] for item in found])
+            yield [_Read(*parts) for parts in zip(some[part], found, readings, strict=True)]
+
+
+def _read_batch(
+    read: ReadAnswers, copies: Sequence[_Copy], passages: Sequence[Sequence[PassageText]]
+) -> Sequence[Reading]:
+    asked = [copy.asked for copy in copies]
+    options = [item.options for item in asked] if any(item.options for item in asked) else None
+    targets = [item.targets[0] if item.targets else None for item in asked]
+    queries = [item.query for item in asked]
+    return list(read(queries, passages, options=options, targets=targets if any(targets) else None))
+
+
+def _row(task: Task, reads: Sequence[_Read]) -> dict[str, Any]:
+    """The row of a question from the readings of its copies."""
+    question, asked, found = reads[0].copy.question, [item.copy.asked for item in reads], reads[0].found
+    readings = [item.reading for item in reads if item.reading is not None]
+    scored = task.score(question, asked, readings) if readings else Scored(metrics=dict.fromkeys(task.metrics))
+    candidates = readings[0].candidates if readings else []
+    about = {
+        "question": question.question,
+        "query": asked[0].query,
+        "task": question.task,
+        "positive_titles": list(question.positive_titles),
+        "options": list(question.options),
+        "label": question.label,
+        "question_metadata": dict(question.metadata),
+        **scored.metadata,
+    }
     return {
         "question_id": question.question_id,
-        "prediction": prediction,
-        "answers": list(question.answers),
-        "passage_ids": ids_K.tolist(),
-        "scores": score_K.tolist(),
+        "prediction": candidates[0].text if candidates else "",
+        "answers": list(asked[0].answers),
+        "passage_ids": [passage.passage_id for passage in found.passages],
+        "scores": list(found.scores),
         "candidates": [{"text": item.text, "log_probability": item.log_probability} for item in candidates],
-        "choice_probabilities": None,
+        "choice_probabilities": None if scored.choice_probabilities is None else list(scored.choice_probabilities),
         "metadata": json.dumps(about, ensure_ascii=False, sort_keys=True),
         **scored.metrics,
-        "answer_rank": answer_rank(passages, question.answers),
-        "title_rank": title_rank(passages, question.positive_titles),
+        EVAL_LOSS: _mean_loss(readings),
+        "answer_rank": answer_rank(found.passages, task.sought(question)),
+        "title_rank": title_rank(found.passages, question.positive_titles),
     }
+
+
+def _mean_loss(readings: Sequence[Reading]) -> float | None:
+    """Mean over the copies of a question."""
+    found = [reading.target_loss for reading in readings if reading.target_loss is not None]
+    return float(np.mean(found)) if found else None
 
 
 def summarise(
     rows: Sequence[Mapping[str, Any]], questions: Sequence[Question], *, task: Task, cutoffs: Sequence[int]
-) -> dict[str, float]:
-    """The metrics of a whole run, each a fraction in [0, 1] except the count `num_questions`.
+) -> dict[str, Any]:
+    """The metrics of a whole run.
 
     Args:
         rows: what `predict` gave.
         questions: the same questions in the same order.
         task: names the scores to average.
         cutoffs: the k of recall at k; empty where nothing was retrieved.
+
+    Returns:
+        Fractions in [0, 1] by name, `eval_loss` in nats, `num_questions` a count, and for rows in groups (see
+        `Task.group`) the same of each group under `groups`. A metric that no row has is left out.
     """
-    metrics: dict[str, float] = {**mean_scores(rows, task.metrics), "num_questions": len(rows)}
+    metrics: dict[str, Any] = _means(rows, task)
     if cutoffs:
         pairs = list(zip(rows, questions, strict=True))
-        answers = [row["answer_rank"] for row, question in pairs if question.answers]
+        answers = [row["answer_rank"] for row, question in pairs if task.sought(question)]
         titles = [row["title_rank"] for row, question in pairs if question.positive_titles]
         metrics |= retrieval_metrics(answers, titles, cutoffs)
+    groups = [task.group(question) for question in questions]
+    if names := sorted({name for name in groups if name is not None}):
+        metrics["groups"] = {
+            name: _means([row for row, group in zip(rows, groups, strict=True) if group == name], task)
+            for name in names
+        }
     return metrics
+
+
+def _means(rows: Sequence[Mapping[str, Any]], task: Task) -> dict[str, Any]:
+    return {**mean_scores(rows, (*task.metrics, EVAL_LOSS)), "num_questions": len(rows)}

@@ -18,11 +18,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
-from ralm.errors import ArtifactError, ConfigError
+from ralm.errors import ConfigError
 from ralm.objectives.attention import attention_distillation_scores, attention_statistics
 from ralm.objectives.distillation import IGNORED_LABEL as IGNORED_LABEL
 from ralm.pretrained import load_weights
@@ -32,6 +32,7 @@ from ralm.reader.encoded import EncodedPassages
 from ralm.reader.labels import decoder_inputs, make_labels
 from ralm.reader.leave_one_out import all_but_one_mask, copies_mask
 from ralm.reader.prompts import PassageText, format_inputs, format_prompt, format_question, format_target
+from ralm.reader.tokenizer import load_tokenizer
 
 LENGTH_MULTIPLE = 8
 CPU_BUCKET_TOKENS = 768
@@ -88,10 +89,7 @@ class FusionReader(nn.Module):
             ArtifactError: the folder holds no T5 that transformers can load whole.
         """
         model = load_weights(T5ForConditionalGeneration, folder, dtype=dtype, use_safetensors=True)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{folder}: expected a T5 reader in transformers' layout, found: {error}") from error
+        tokenizer = load_tokenizer(folder)
         fuse_activations(model)
         bucket_tokens = GPU_BUCKET_TOKENS if device.type == "cuda" else CPU_BUCKET_TOKENS
         return cls(model.to(device).eval(), tokenizer, config, folder=folder, bucket_tokens=bucket_tokens)

@@ -40,7 +40,7 @@ def split_text(text: str, min_ratio: float, max_ratio: float, generator: np.rand
 
     Example:
         >>> split_text("one two  three four", 0.5, 0.5, np.random.default_rng(0))
-        ('one two', '  three four')
+        ('one two  ', 'three four')
     """
     pieces = _WORD.split(text)
     count = len(pieces)

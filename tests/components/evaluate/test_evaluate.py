@@ -72,13 +72,16 @@ def test_predictions_and_metrics_agree(places: dict[str, str], tmp_path: Path) -
     for k in CUTOFFS:
         hits = [row["title_rank"] is not None and row["title_rank"] <= k for row in rows]
         assert metrics[f"recall_title_at_{k}"] == np.mean(hits)
-    assert all(0 <= value <= 1 for name, value in metrics.items() if name != "num_questions")
+    assert metrics["eval_loss"] == pytest.approx(np.mean([row["eval_loss"] for row in rows]))
+    assert metrics["eval_loss"] > 0
+    assert metrics["mrr"] == np.mean([1 / row["answer_rank"] if row["answer_rank"] else 0 for row in rows])
+    assert all(0 <= value <= 1 for name, value in metrics.items() if name not in ("num_questions", "eval_loss"))
 
 
 def test_times_are_per_question_and_apart(places: dict[str, str], tmp_path: Path) -> None:
     run(places, tmp_path / "out")
     timings = json.loads((tmp_path / "out" / "timings.json").read_text())
-    assert {"encode_ms", "search_ms", "fetch_ms", "read_ms"} <= set(timings)
+    assert {"encode_ms", "search_ms", "read_ms"} <= set(timings)
     assert "_ms" not in (tmp_path / "out" / "manifest.json").read_text()
 
 
@@ -108,7 +111,69 @@ def test_closed_book_retrieves_nothing(places: dict[str, str], tmp_path: Path) -
     manifest, rows, metrics = run(nowhere, tmp_path / "out", closed_book=True)
     assert set(manifest.inputs) == {"model", "questions"}
     assert all(row["passage_ids"] == [] and row["answer_rank"] is None for row in rows)
-    assert set(metrics) == {"exact_match", "f1", "num_questions"}
+    assert set(metrics) == {"exact_match", "f1", "eval_loss", "num_questions"}
+    nothing = {**places, "passages": "", "index": ""}
+    assert run(nothing, tmp_path / "again", closed_book=True)[0].reused
+    with pytest.raises(ConfigError, match="evaluate: no --passages; it is needed unless closed_book or file_passages"):
+        run(nothing, tmp_path / "open")
+
+
+def test_only_retrieval(places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defect 28: retrieving alone gave neither scores nor recall. The reader's weights are not even loaded."""
+    _, answered, whole = run(places, tmp_path / "whole")
+    monkeypatch.setattr("components.evaluate.stage.FusionReader", None)
+    _, rows, metrics = run(places, tmp_path / "out", retrieve_only=True)
+    for name in ("passage_ids", "scores", "answer_rank", "title_rank", "question_id"):
+        assert [row[name] for row in rows] == [row[name] for row in answered]
+    assert all(row["prediction"] == "" and row["f1"] is None and row["candidates"] == [] for row in rows)
+    assert metrics == {name: value for name, value in whole.items() if name not in ("exact_match", "f1", "eval_loss")}
+    assert {"recall_at_1", "mrr"} <= set(metrics)
+
+
+def test_passages_of_the_rows(places: dict[str, str], tmp_path: Path) -> None:
+    """Defect 12, for the stage; every task is in tests/ralm/evaluation/test_predict.py."""
+    given = [
+        {"passage_id": n, "title": f"Title {n}", "section": "", "text": text}
+        for n, text in enumerate(("a stone", "amber it is", "sand"))
+    ]
+    questions = write_questions(tmp_path / "questions", passages=given, positive_titles=["title 2"])
+    nothing = {**places, "questions": questions, "passages": "", "index": ""}
+    manifest, (row,), metrics = run(nothing, tmp_path / "out", file_passages=True, num_passages=2)
+    assert set(manifest.inputs) == {"model", "questions"}
+    assert (row["passage_ids"], row["scores"]) == ([0, 1, 2], [])
+    assert (row["answer_rank"], row["title_rank"]) == (2, 3)
+    assert (metrics["recall_at_1"], metrics["recall_at_5"]) == (0, 1)
+    with pytest.raises(DataError, match="passages: file_passages expects some, found none"):
+        run(places, tmp_path / "none", file_passages=True)
+
+
+def test_the_own_source_is_not_retrieved(places: dict[str, str], tmp_path: Path) -> None:
+    lookup = PassageLookup(places["passages"])
+    _, (row,), _ = run({**places, "questions": write_questions(tmp_path / "q1")}, tmp_path / "one")
+    first = lookup.get(row["passage_ids"])[0]
+    for number, source_id in enumerate((first.source_id, str(first.passage_id))):
+        questions = write_questions(tmp_path / f"q{source_id}", source_id=source_id)
+        _, (found,), _ = run({**places, "questions": questions}, tmp_path / f"out{number}", overretrieve_ratio=1)
+        names = {(passage.source_id, str(passage.passage_id))[number] for passage in lookup.get(found["passage_ids"])}
+        assert source_id not in names
+        assert len(found["passage_ids"]) == max(CUTOFFS)
+
+
+def test_reranking_with_the_models_own_encoder(places: dict[str, str], tmp_path: Path) -> None:
+    """The index is in f16: with every passage as a candidate the order is that of exact scores, nearly the same."""
+    _, searched, _ = run(places, tmp_path / "searched")
+    manifest, reranked, _ = run(places, tmp_path / "reranked", num_reranked=30)
+    assert manifest.config["num_reranked"] == 30
+    for before, after in zip(searched, reranked, strict=True):
+        assert after["scores"] == sorted(after["scores"], reverse=True)
+        assert after["scores"] == pytest.approx(before["scores"], abs=0.02)
+        assert after["scores"] != before["scores"]
+
+
+def test_rows_are_never_skipped_silently(places: dict[str, str], tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "questions", task="lm", question="one", answers=[])
+    with pytest.raises(DataError, match="all 1 rows were skipped"):
+        run({**places, "questions": questions}, tmp_path / "out")
 
 
 def test_reader_decides_how_many_passages_by_default(places: dict[str, str], tmp_path: Path) -> None:
@@ -189,6 +254,10 @@ def test_questions_without_titles_have_no_recall_by_title(places: dict[str, str]
         ({"recall_at": (5, 5)}, "recall_at: expected different numbers"),
         ({"num_passages": 0}, "num_passages: expected at least 1, found 0"),
         ({"split": ""}, "split: expected the name of a table"),
+        ({"overretrieve_ratio": 0}, "overretrieve_ratio: expected at least 1, found 0"),
+        ({"num_reranked": -1}, "num_reranked: expected at least 0, found -1"),
+        ({"closed_book": True, "file_passages": True}, "closed_book: expected false where file_passages is true"),
+        ({"file_passages": True, "retrieve_only": True}, "file_passages: expected false where retrieve_only is true"),
     ],
 )
 def test_config_is_checked(settings: dict[str, Any], message: str) -> None:
