@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ralm.errors import ConfigError
+from ralm.tasks.config import TaskConfig
 from ralm.training.config import TrainingConfig
 
 
@@ -18,9 +19,21 @@ class TrainConfig(TrainingConfig):
     max_questions: int | None = None
     """Learn only the first ones (few-shot); all by default."""
 
+    evaluate_split: str = "dev"
+    """Table of the questions that are asked every `evaluate_every_steps` updates."""
+
+    max_evaluate_questions: int | None = 200
+    """Ask only the first ones of them."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """How rows become examples, where the task leaves a choice."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_questions is not None and self.max_questions < 1:
-            raise ConfigError(f"max_questions: expected at least 1, found {self.max_questions}")
-        if not self.split:
-            raise ConfigError("split: expected the name of a table, found an empty text")
+        for name in ("max_questions", "max_evaluate_questions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: expected at least 1, found {value}")
+        for name in ("split", "evaluate_split"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: expected the name of a table, found an empty text")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,12 +21,15 @@ from ralm.index.search import Index, open_index
 from ralm.model import Model, model_details, open_model, write_reader_config, write_retriever_config
 from ralm.reader.fusion import FusionReader
 from ralm.retriever.encoder import Encoder
-from ralm.tasks.base import open_questions
-from ralm.training.examples import Example, make_examples
+from ralm.tasks.base import Question, open_questions
+from ralm.tasks.catalog import task_of, usable_questions
+from ralm.tasks.formats import task_formats
+from ralm.training.examples import TrainingSet, make_training_set
 from ralm.training.learner import Learner
 from ralm.training.loop import TrainingResult, train_model
+from ralm.training.refresh import IndexRefresher
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 LOG = "training_log.parquet"
 
 
@@ -36,9 +38,8 @@ class Run:
     """Everything one training needs, checked."""
 
     model: Model
-    passages: PassageLookup
-    index: Index
-    examples: Sequence[Example]
+    refresher: IndexRefresher | None
+    questions: list[Question]
     config: TrainConfig
     device: torch.device
     dtype: torch.dtype
@@ -47,11 +48,11 @@ class Run:
 
 def train(
     *,
-    passages: Location,
-    index: Location,
     model: Location,
     questions: Location,
     trained: Location,
+    passages: Location = "",
+    index: Location = "",
     config: TrainConfig = TrainConfig(),  # noqa: B008
 ) -> Manifest:
     """Train reader and retriever together, with retrieval in the loop.
@@ -60,11 +61,11 @@ def train(
     same bytes as one that was left alone.
 
     Args:
-        passages: Passages artifact that the index was made from.
-        index: Index of these passages by the model's passage encoder.
         model: Model artifact to start from.
         questions: Questions artifact with answers.
         trained: Output folder: a model artifact with the table training_log.parquet beside the weights.
+        passages: Passages artifact that the index was made from; not used in closed book and with file passages.
+        index: Index of these passages by the model's passage encoder; not used where passages are not.
         config: What learns, from what, for how long, how fast.
 
     Returns:
@@ -77,19 +78,18 @@ def train(
     """
     opened = open_model(model)
     table, rows = open_questions(questions, config.split, config.max_questions)
-    corpus, searched = _open_corpus(passages, index, opened, config)
+    usable_questions(rows, config.task, is_learnt=True)
     device = best_device()
     dtype = resolve_dtype(config.precision, device)
-    inputs = {
-        "passages": corpus.fingerprint,
-        "index": searched.fingerprint,
-        "model": opened.manifest.fingerprint,
-        "questions": table.fingerprint,
-    }
+    inputs = {"model": opened.manifest.fingerprint, "questions": table.fingerprint}
+    corpus = _open_corpus(passages, index, opened, config) if config.retrieves else None
+    if corpus is not None:
+        inputs |= {"passages": corpus[1].fingerprint, "index": corpus[0].fingerprint}
     plain = _plain_config(config, dtype)
     key = artifact_key(stage="train", stage_version=STAGE_VERSION, inputs=inputs, config=plain, seed=config.seed)
     checkpoints = checkpoint_folder(key)
-    run = Run(opened, corpus, searched, make_examples(rows), config, device, dtype, checkpoints)
+    refresher = None if corpus is None else IndexRefresher(*corpus, checkpoints)
+    run = Run(opened, refresher, rows, config, device, dtype, checkpoints)
     manifest = produce(
         trained,
         kind="model",
@@ -111,62 +111,83 @@ def _plain_config(config: TrainConfig, dtype: torch.dtype) -> dict[str, object]:
     return {**plain, "num_retrieved": config.num_scored, "precision": "bf16" if dtype == torch.bfloat16 else "fp32"}
 
 
-def _open_corpus(passages: Location, index: Location, model: Model, config: TrainConfig) -> tuple[PassageLookup, Index]:
+def _open_corpus(passages: Location, index: Location, model: Model, config: TrainConfig) -> tuple[Index, PassageLookup]:
+    for name, place in (("passages", passages), ("index", index)):
+        if not place:
+            raise ConfigError(f"train: no --{name}; it is needed unless closed_book or file_passages is set")
     opened = open_index(index, passage_encoder=model.fingerprints["passage_encoder"])
     lookup = PassageLookup(passages)
     if opened.passages_fingerprint != lookup.fingerprint:
         raise ArtifactError(
             f"{index}: made from passages {opened.passages_fingerprint}, but {passages} is {lookup.fingerprint}"
         )
-    if not config.closed_book and config.num_scored > opened.num_passages:
+    if config.num_scored > opened.num_passages:
         raise ConfigError(
             f"{index}: the corpus has {opened.num_passages} passages, fewer than the {config.num_scored} that "
             "num_passages and num_retrieved ask for"
         )
-    return lookup, opened
+    return opened, lookup
 
 
 def _build(folder: Path, run: Run) -> Contents:
     learner = _load_learner(run)
+    examples = _make_examples(learner, run)
     result = train_model(
         learner,
-        index=run.index,
-        passages=run.passages,
-        examples=run.examples,
+        examples=examples,
+        refresher=run.refresher,
         config=run.config,
         checkpoints=run.checkpoints,
     )
     _write_model(folder, learner, run)
-    num_rows = write_table(folder / LOG, result.log, TRAINING_LOG)
+    num_rows = write_table(folder / LOG, _log_rows(result), TRAINING_LOG)
     return Contents(
         rows={LOG: num_rows},
-        counts={"questions": len(run.examples), "steps": num_rows},
-        details={**model_details(folder), "training": _summarise(result)},
+        counts={"questions": len(run.questions), "examples": len(examples), "steps": num_rows, **examples.skipped},
+        details={**model_details(folder), "training": _summarise(result), "evaluations": result.evaluations},
         timings=result.timings,
     )
+
+
+def _make_examples(learner: Learner, run: Run) -> TrainingSet:
+    return make_training_set(
+        run.questions,
+        settings=run.config.task,
+        tokenizer=learner.reader.tokenizer,
+        max_input_tokens=learner.reader.config.max_input_tokens,
+        target_choice=run.config.target_choice,
+        seed=run.config.seed,
+        question_format=learner.reader.config.question_format,
+    )
+
+
+def _log_rows(result: TrainingResult) -> list[dict[str, object]]:
+    """The columns of the table; further numbers of an update are in the tracking run alone."""
+    return [{name: row[name] for name in TRAINING_LOG.names} for row in result.log]
 
 
 def _load_learner(run: Run) -> Learner:
     """The models in fp32: what learns, and a frozen question encoder where only the reader does."""
     model, config = run.model, run.config
-    reader = FusionReader.load(model.reader_folder, model.reader, device=run.device)
+    formats, retriever = task_formats(task_of(run.questions), model.reader, model.retriever)
+    reader = FusionReader.load(model.reader_folder, formats, device=run.device)
+
+    def load_encoder(folder: Path) -> Encoder:
+        return Encoder.load(folder, retriever, device=run.device, dtype=torch.float32)
+
     question_encoder, passage_encoder = None, None
-    if not config.closed_book:
-        question_encoder = _load_encoder(model.question_encoder_folder, run)
+    if config.retrieves:
+        question_encoder = load_encoder(model.question_encoder_folder)
     if config.mode == "joint":
-        passage_encoder = question_encoder if model.tied else _load_encoder(model.passage_encoder_folder, run)
+        passage_encoder = question_encoder if model.tied else load_encoder(model.passage_encoder_folder)
     return Learner(reader, question_encoder, passage_encoder, config, run.dtype)
-
-
-def _load_encoder(folder: Path, run: Run) -> Encoder:
-    return Encoder.load(folder, run.model.retriever, device=run.device, dtype=torch.float32)
 
 
 def _write_model(folder: Path, learner: Learner, run: Run) -> None:
     """The trained model; halves of the retriever that did not learn are copied byte for byte."""
     model, config = run.model, run.config
     learner.reader.save(folder / "reader")
-    num_passages = model.reader.num_passages if config.closed_book else config.num_passages
+    num_passages = config.num_passages if config.retrieves else model.reader.num_passages
     write_reader_config(folder, dataclasses.replace(model.reader, num_passages=num_passages))
     is_tied = model.tied and config.mode != "query_side"
     if learner.passage_encoder is not None:

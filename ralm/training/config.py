@@ -72,7 +72,7 @@ class TrainingConfig:
 
     refresh_schedule: str = NEVER
     """Before which updates the whole index is made anew with the passage encoder as it is then: `-1` never, `500` every
-    500 updates, `0-1000:500,1000-10000:2000` by half-open ranges of updates (counted from 0). Only with mode `joint`."""
+    500 updates, `0-1000:500,1000-10000:2000` by half-open ranges of updates, counted from 0; only with mode `joint`."""
 
     learning_rate: float = 4e-5
     """Highest learning rate of the reader."""
@@ -125,6 +125,9 @@ class TrainingConfig:
     attention_statistics: bool = False
     """Log how the reader's scores of the passages correlate with each way to sum up its cross-attention."""
 
+    evaluate_every_steps: int = 0
+    """Ask questions that are not learnt every so many updates and log the metrics; 0: never."""
+
     checkpoint_every_steps: int = 20
     """A killed run goes on from the last multiple of this."""
 
@@ -141,7 +144,8 @@ class TrainingConfig:
             self._check(name, getattr(self, name) > 0, "a positive number")
         for name in ("learning_rate", "retriever_learning_rate", "weight_decay", "warmup_steps", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
-        self._check("freeze_retriever_steps", self.freeze_retriever_steps >= 0, "at least 0")
+        for name in ("freeze_retriever_steps", "evaluate_every_steps"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("floor_ratio", 0 <= self.floor_ratio <= 1, "0 to 1")
         self._check("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._check(
@@ -153,6 +157,11 @@ class TrainingConfig:
         for name in ("closed_book", "file_passages"):
             self._check(name, not getattr(self, name) or self.mode == "reader_only", "false unless mode is reader_only")
         self._check("file_passages", not (self.file_passages and self.closed_book), "false where closed_book is true")
+        self._check(
+            "freeze_retriever_steps",
+            not (self.freeze_reader and self.freeze_retriever_steps),
+            "0 where the reader is frozen",
+        )
         self._check("freeze_reader", not self.freeze_reader or self.trains_retriever, "false if mode is reader_only")
         self._check(
             "num_reranked",

@@ -12,23 +12,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from ralm.errors import ConfigError
-from ralm.objectives.distillation import perplexity_scores
-from ralm.objectives.divergence import distillation_loss, retriever_scores
+from ralm.log import progress
+from ralm.objectives.divergence import retriever_scores
 from ralm.objectives.reader_loss import reader_loss
-from ralm.reader.fusion import IGNORED_LABEL, EncodedPassages, FusionReader
+from ralm.reader.encoded import EncodedPassages
+from ralm.reader.fusion import FusionReader
 from ralm.reader.prompts import PassageText
+from ralm.retriever.embed import embed_texts
 from ralm.retriever.encoder import Encoder
 from ralm.training.config import TrainingConfig
 from ralm.training.schedule import learning_rate_factor
+from ralm.training.signal import Signal, passage_signal, retriever_loss
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
-MAX_LOGITS = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Learner:
     """Reader, encoders and optimiser of a run.
 
     Args:
-        reader: learns in every mode; weights in fp32.
+        reader: learns unless `freeze_reader`; weights in fp32.
         question_encoder: learns in the modes `joint` and `query_side`; None in closed-book training.
         passage_encoder: learns in mode `joint`, where it may be the question encoder itself (tied); None in the others,
             which never compute with it.
@@ -93,14 +96,15 @@ class Learner:
             set_dropout(module, config.dropout)
         if config.gradient_checkpointing:
             reader.model.activation_checkpointing_enable({"use_reentrant": False})
-        groups = {"reader": dict(reader_modules.named_parameters()), "retriever": dict(encoders.named_parameters())}
+        reader.model.requires_grad_(not config.freeze_reader)
+        learnt = {} if config.freeze_reader else dict(reader_modules.named_parameters())
+        groups = {"reader": learnt, "retriever": dict(encoders.named_parameters())}
         self.weights: dict[str, nn.Parameter] = groups["reader"] | groups["retriever"]
+        rates = {"reader": config.learning_rate, "retriever": config.retriever_learning_rate}
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(group.values()), "lr": rate, "highest": rate}
-                for group, rate in zip(
-                    groups.values(), (config.learning_rate, config.retriever_learning_rate), strict=True
-                )
+                {"name": name, "params": list(group.values()), "lr": rates[name], "highest": rates[name]}
+                for name, group in groups.items()
                 if group
             ],
             betas=BETAS,
@@ -116,6 +120,28 @@ class Learner:
         self.question_encoder.eval()
         with self._precision():
             return encode_questions(self.question_encoder, questions)
+
+    @torch.no_grad()
+    def embed_passages(self, passages: Sequence[PassageText], bar: progress | None = None) -> np.ndarray:
+        """Passage vectors, float32 [N, D], by the passage encoder as it is now, without dropout.
+
+        Only in mode `joint`; elsewhere the index holds what the passage encoder gives.
+
+        Args:
+            passages: N passages.
+            bar: counts them.
+        """
+        encoder = self.passage_encoder
+        assert encoder is not None
+        encoder.eval()
+        silent = progress(total=len(passages), what="embed", unit="passages")
+        with self._precision():
+            return embed_texts(
+                encoder,
+                passage_texts(encoder, passages),
+                max_tokens=encoder.config.max_passage_tokens,
+                bar=bar or silent,
+            )
 
     def update(self, batch: Batch, step: int) -> dict[str, float | None]:
         """Make one update.
@@ -134,7 +160,8 @@ class Learner:
         self._set_learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
         self._set_training(True)
-        loss_of_reader, loss_of_retriever = self._accumulate(batch)
+        teaches = self.config.trains_retriever and step >= self.config.freeze_retriever_steps
+        loss_of_reader, loss_of_retriever, statistics = self._accumulate(batch, teaches=teaches)
         with self.timer.part("update"):
             norm = float(nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip_norm))
             if not math.isfinite(norm):
@@ -144,47 +171,56 @@ class Learner:
                 )
             self.optimizer.step()
         self._set_training(False)
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         return {
             "step": step + 1,
             "reader_loss": loss_of_reader,
-            "retriever_loss": loss_of_retriever if self.config.trains_retriever else None,
-            "reader_learning_rate": rates[0],
-            "retriever_learning_rate": rates[1] if len(rates) > 1 else None,
+            "retriever_loss": loss_of_retriever if teaches else None,
+            "reader_learning_rate": rates.get("reader", 0.0),
+            "retriever_learning_rate": rates.get("retriever"),
             "gradient_norm": norm,
+            **statistics,
         }
 
-    def _accumulate(self, batch: Batch) -> tuple[float, float]:
-        """Add up the gradients of the batch, `micro_batch_size` questions at a time; returns the batch's two losses.
+    def _accumulate(self, batch: Batch, *, teaches: bool) -> tuple[float, float, dict[str, float]]:
+        """Add up the gradients of the batch, `micro_batch_size` questions at a time.
 
         The weights make the sums the means of the whole batch: over target tokens for the reader, over questions for
         the retriever.
+
+        Returns:
+            The batch's two losses and its attention statistics.
         """
-        num_tokens = int((self.reader.tokenize_targets(batch.targets) != IGNORED_LABEL).sum())
+        num_tokens = int((self.reader.tokenize_targets(batch.targets, batch.questions) >= 0).sum())
         reader_total, retriever_total = 0.0, 0.0
+        statistics: dict[str, float] = {}
         for part in batch.split(self.config.micro_batch_size):
-            label_BT = self.reader.tokenize_targets(part.targets)
+            label_BT = self.reader.tokenize_targets(part.targets, part.questions)
+            share = len(part.questions) / len(batch.questions)
             with self._precision():
-                loss, gold_BR = self._read(part, label_BT)
-            loss = loss * (int((label_BT != IGNORED_LABEL).sum()) / num_tokens)
+                loss, signal = self._read(part, label_BT, teaches=teaches)
+            loss = loss * (int((label_BT >= 0).sum()) / num_tokens)
             reader_total += loss.item()
-            if gold_BR is not None:
-                distillation = self._distil(part, gold_BR) * (len(part.questions) / len(batch.questions))
+            if signal is not None:
+                distillation = self._distil(part, signal) * share
                 retriever_total += distillation.item()
                 loss = loss + distillation
+                for name, value in signal.correlations.items():
+                    statistics[name] = statistics.get(name, 0.0) + share * value
             with self.timer.part("backward"):
                 loss.backward()
-        return reader_total, retriever_total
+        return reader_total, retriever_total, statistics
 
-    def _read(self, batch: Batch, label_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Reader loss over the first K passages, and the reader's scores of all R for the retriever (no gradient)."""
+    def _read(self, batch: Batch, label_BT: Tensor, *, teaches: bool) -> tuple[Tensor, Signal | None]:
+        """Reader loss over the first K passages, and the reader's signal on all R for the retriever (no gradient)."""
         inputs = self.reader.tokenize_inputs(batch.questions, batch.passages)
         first = [of_question[: self.config.num_passages] for of_question in inputs]
-        with self.timer.part("encode"):
-            encoded = self.reader.encode(first)
-        with self.timer.part("forward"):
-            loss = reader_loss(self.reader.fusion_logits(encoded, label_BT), label_BT)
-        if not self.config.trains_retriever:
+        with torch.set_grad_enabled(not self.config.freeze_reader):
+            with self.timer.part("encode"):
+                encoded = self.reader.encode(first)
+            with self.timer.part("forward"):
+                loss = reader_loss(self.reader.fusion_logits(encoded, label_BT), label_BT)
+        if not teaches:
             return loss, None
         with self.timer.part("score"), torch.no_grad():
             rest = [of_question[self.config.num_passages :] for of_question in inputs]
@@ -193,11 +229,11 @@ class Learner:
                 encoded = self.reader.encode(first)
             parts = [encoded.detach()] + ([self.reader.encode(rest)] if rest[0] else [])
             self.reader.eval()
-            scores = [score_passages(self.reader, part, label_BT) for part in parts]
-            self.reader.train()
-        return loss, torch.cat(scores, dim=1)
+            signal = passage_signal(self.reader, EncodedPassages.join(parts), label_BT, batch.questions, self.config)
+            self.reader.train(not self.config.freeze_reader)
+        return loss, signal
 
-    def _distil(self, batch: Batch, gold_BR: Tensor) -> Tensor:
+    def _distil(self, batch: Batch, signal: Signal) -> Tensor:
         """The retriever's loss, with gradient into the encoders that learn."""
         assert self.question_encoder is not None
         with self.timer.part("retriever_forward"), self._precision():
@@ -207,21 +243,17 @@ class Learner:
                 assert passage_BRD is not None
             else:
                 passage_BRD = encode_passages(self.passage_encoder, batch.passages)
-        return distillation_loss(
-            retriever_scores(question_BD.float(), passage_BRD.float()),
-            gold_BR,
-            temperature_score=self.config.temperature_score,
-            temperature_gold=self.config.temperature_gold,
-            reduction=self.config.reduction,
-        )
+        return retriever_loss(retriever_scores(question_BD.float(), passage_BRD.float()), signal, self.config)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.reader.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _set_training(self, is_training: bool) -> None:
         learning = [self.question_encoder, self.passage_encoder] if self.config.trains_retriever else []
-        for module in [self.reader, *(encoder for encoder in learning if encoder is not None)]:
-            module.train(is_training)
+        self.reader.train(is_training and not self.config.freeze_reader)
+        for encoder in learning:
+            if encoder is not None:
+                encoder.train(is_training)
 
     def _set_learning_rate(self, step: int) -> None:
         factor = learning_rate_factor(
@@ -235,19 +267,6 @@ class Learner:
             group["lr"] = group["highest"] * factor
 
 
-def score_passages(
-    reader: FusionReader, encoded: EncodedPassages, label_BT: Tensor, *, max_logits: int = MAX_LOGITS
-) -> Tensor:
-    """Perplexity scores `[B, K]`, a few questions at a time: all logits at once would be a run's largest tensor."""
-    logits_of_question = encoded.mask.shape[1] * label_BT.shape[1] * reader.model.config.vocab_size
-    size = max(1, max_logits // logits_of_question)
-    parts = []
-    for start in range(0, len(label_BT), size):
-        some, labels = encoded.select(slice(start, start + size)), label_BT[start : start + size]
-        parts.append(perplexity_scores(reader.passage_logits(some, labels), labels))
-    return torch.cat(parts)
-
-
 def encode_questions(encoder: Encoder, questions: Sequence[str]) -> Tensor:
     """Question vectors `[B, D]`, with gradient where it is on."""
     texts = [encoder.config.format_question(question) for question in questions]
@@ -256,13 +275,14 @@ def encode_questions(encoder: Encoder, questions: Sequence[str]) -> Tensor:
 
 def encode_passages(encoder: Encoder, passages: Sequence[Sequence[PassageText]]) -> Tensor:
     """Passage vectors `[B, R, D]`, with gradient where it is on; every question has R passages."""
-    texts = [
-        encoder.config.format_passage(passage.title, passage.section, passage.text)
-        for of_question in passages
-        for passage in of_question
-    ]
+    texts = passage_texts(encoder, [passage for of_question in passages for passage in of_question])
     vector_ND = encoder(*encoder.pad(encoder.tokenize(texts, encoder.config.max_passage_tokens)))
     return vector_ND.unflatten(0, (len(passages), len(passages[0])))
+
+
+def passage_texts(encoder: Encoder, passages: Sequence[PassageText]) -> list[str]:
+    """What the passage encoder is given."""
+    return [encoder.config.format_passage(passage.title, passage.section, passage.text) for passage in passages]
 
 
 def set_dropout(module: nn.Module, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: choose questions, retrieve with the current question encoder, update, log, checkpoint.
+"""The training loop: choose questions, retrieve with the current encoders, update, log, checkpoint, refresh the index.
 
 Retrieval of the next update is not started during the present one: while the question encoder learns, its result
 would be that of an older encoder.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,21 @@ from typing import Any
 import torch
 
 from ralm import tracking
-from ralm.corpus.lookup import PassageLookup
 from ralm.errors import ConfigError
-from ralm.index.search import Index
 from ralm.log import progress
+from ralm.retrieval import PassageRetriever, Rerank
 from ralm.training.config import TrainingConfig
-from ralm.training.examples import Example, batch_rows, choose_targets
+from ralm.training.examples import TrainingSet
 from ralm.training.learner import Batch, Learner
-from ralm.training.state import load_checkpoint, save_checkpoint
+from ralm.training.refresh import IndexRefresher, result_overlap
+from ralm.training.refresh_schedule import parse_refresh_schedule, refresh_is_due
+from ralm.training.state import Progress, load_checkpoint, save_checkpoint
 
+OVERLAP_QUESTIONS = 64
 logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[Learner, IndexRefresher | None], dict[str, float]]
+"""Metrics of the models as they are, on questions that are not learnt."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class TrainingResult:
 
     log: list[dict[str, Any]]
     """A row of the training log for each update."""
+    evaluations: list[dict[str, float]]
+    """Metrics on the way, each with the number of updates done as `step`."""
     timings: dict[str, float]
     """Mean wall time of the parts of an update, in milliseconds."""
 
@@ -44,84 +51,125 @@ class TrainingResult:
 def train_model(
     learner: Learner,
     *,
-    index: Index,
-    passages: PassageLookup,
-    examples: Sequence[Example],
+    examples: TrainingSet,
+    refresher: IndexRefresher | None,
     config: TrainingConfig,
     checkpoints: Path,
+    evaluate: Evaluate | None = None,
 ) -> TrainingResult:
     """Train until `config.num_steps` updates are done, from the newest checkpoint where there is one.
 
     Args:
         learner: the models; changed in place.
-        index: made by the model's passage encoder.
-        passages: the corpus of the index.
-        examples: questions with targets.
+        examples: what is learnt.
+        refresher: the index of the model's passage encoder; None where nothing is retrieved.
         config: the settings.
         checkpoints: folder of this run's checkpoints.
+        evaluate: asked every `config.evaluate_every_steps` updates.
 
     Raises:
         ConfigError: the index has fewer passages than are to be retrieved.
         KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was written.
     """
-    if not config.closed_book and index.num_passages < config.num_scored:
+    if refresher is not None and refresher.index.num_passages < config.num_scored:
         raise ConfigError(
-            f"num_passages, num_retrieved: expected at most the {index.num_passages} passages of the index, "
+            f"num_passages, num_retrieved: expected at most the {refresher.index.num_passages} passages of the index, "
             f"found {config.num_scored}"
         )
-    start, log = load_checkpoint(checkpoints, weights=learner.weights, optimizer=learner.optimizer)
+    done = load_checkpoint(checkpoints, weights=learner.weights, optimizer=learner.optimizer)
+    start, log, evaluations = done.step, list(done.log), list(done.evaluations)
     if start:
         logger.info("train: going on after update %d of %d", start, config.num_steps)
+    if refresher is not None:
+        refresher.reopen(done.index_step)
 
-    def save(done: int) -> None:
-        save_checkpoint(checkpoints, step=done, weights=learner.weights, optimizer=learner.optimizer, log=log)
+    def save(step: int) -> None:
+        index_step = refresher.step if refresher is not None else 0
+        state = Progress(step, log, evaluations, index_step)
+        needed = save_checkpoint(checkpoints, state, weights=learner.weights, optimizer=learner.optimizer)
+        if refresher is not None:
+            refresher.keep_only(needed)
 
+    def end_early(step: int) -> None:
+        save(step)
+        logger.warning("train: stopped after update %d of %d; run the same command to go on", step, config.num_steps)
+        raise KeyboardInterrupt
+
+    due = parse_refresh_schedule(config.refresh_schedule)
     with deferred_stop() as stop, progress(total=config.num_steps, what="train", unit="updates") as bar:
         bar.update(start)
         for step in range(start, config.num_steps):
-            batch = make_batch(learner, step, index=index, passages=passages, examples=examples, config=config)
-            log.append(learner.update(batch, step))
-            report(log[-1])
-            bar.update(1, note=f"reader loss {log[-1]['reader_loss']:.3f}")
-            done = step + 1
-            is_stopped = stop.is_set()
-            if is_stopped or (done % config.checkpoint_every_steps == 0 and done < config.num_steps):
-                save(done)
-            if is_stopped:
-                logger.warning(
-                    "train: stopped after update %d of %d; run the same command to go on", done, config.num_steps
-                )
-                raise KeyboardInterrupt
+            overlap = None
+            if refresher is not None and refresher.step != step and refresh_is_due(due, step):
+                overlap = renew_index(learner, step, refresher, examples=examples, config=config, stop=stop)
+                if overlap is None:
+                    end_early(step)
+            batch = make_batch(learner, step, refresher=refresher, examples=examples, config=config)
+            row = {**learner.update(batch, step), "index_overlap": overlap}
+            log.append(row)
+            report(row)
+            bar.update(1, note=f"reader loss {row['reader_loss']:.3f}")
+            if evaluate is not None and (step + 1) % config.evaluate_every_steps == 0:
+                evaluations.append({"step": step + 1, **evaluate(learner, refresher)})
+                report({f"dev_{name}": value for name, value in evaluations[-1].items()} | {"step": step + 1})
+            if stop.is_set():
+                end_early(step + 1)
+            if (step + 1) % config.checkpoint_every_steps == 0 and step + 1 < config.num_steps:
+                save(step + 1)
     updates = max(1, config.num_steps - start)
     timings = {f"{name}_ms": 1000 * elapsed / updates for name, elapsed in learner.timer.elapsed_s.items()}
-    return TrainingResult(log=log, timings=timings)
+    return TrainingResult(log, evaluations, timings)
 
 
 def make_batch(
+    learner: Learner, step: int, *, refresher: IndexRefresher | None, examples: TrainingSet, config: TrainingConfig
+) -> Batch:
+    """Choose the questions of an update and find their passages with the question encoder as it is now."""
+    chosen = examples.batch(step, config.batch_size)
+    questions, targets = [example.question for example in chosen], [example.target for example in chosen]
+    if refresher is None:
+        given = [list(example.passages[: config.num_passages]) for example in chosen]
+        return Batch(questions, targets, given if config.file_passages else [[] for _ in questions], None)
+    with learner.timer.part("search"):
+        rerank = Rerank(config.num_reranked, learner.embed_passages) if config.num_reranked else None
+        retriever = PassageRetriever(
+            refresher.index, refresher.passages, overretrieve_ratio=config.overretrieve_ratio, rerank=rerank
+        )
+        question_BD = learner.embed_questions(questions).float().cpu().numpy()
+        found = retriever.find(question_BD, config.num_scored, [example.source_id for example in chosen])
+        vector_BRD = None
+        if config.mode == "query_side":
+            vector_BRD = torch.from_numpy(refresher.index.vectors(found.rows)).to(learner.reader.device)
+    return Batch(questions, targets, found.passages, vector_BRD)
+
+
+def renew_index(
     learner: Learner,
     step: int,
+    refresher: IndexRefresher,
     *,
-    index: Index,
-    passages: PassageLookup,
-    examples: Sequence[Example],
+    examples: TrainingSet,
     config: TrainingConfig,
-) -> Batch:
-    """Choose the questions of an update and retrieve their passages with the question encoder as it is now."""
-    rows = batch_rows(step, num_rows=len(examples), batch_size=config.batch_size, seed=config.seed)
-    chosen = [examples[row] for row in rows]
-    questions = [example.question for example in chosen]
-    targets = choose_targets(chosen, choice=config.target_choice, seed=config.seed, step=step)
-    if config.closed_book:
-        return Batch(questions=questions, targets=targets, passages=[[] for _ in questions], vectors=None)
-    with learner.timer.part("search"):
+    stop: threading.Event,
+) -> float | None:
+    """Make the index anew, and compare what both indices find for the questions that come next.
+
+    Returns:
+        The share of results that the old and the new index have in common; None if the run is to stop: the old index is
+        then still in use.
+    """
+    with learner.timer.part("refresh"):
+        coming = range(step, step + -(-OVERLAP_QUESTIONS // config.batch_size))
+        questions = [example.question for at in coming for example in examples.batch(at, config.batch_size)]
         question_BD = learner.embed_questions(questions).float().cpu().numpy()
-        _, row_BR = index.search(question_BD, config.num_scored)
-        found = passages.get(index.passage_ids[row_BR.reshape(-1)])
-        size = config.num_scored
-        grouped = [found[start : start + size] for start in range(0, len(found), size)]
-        is_query_side = config.mode == "query_side"
-        vector_BRD = torch.from_numpy(index.vectors(row_BR)).to(learner.reader.device) if is_query_side else None
-    return Batch(questions=questions, targets=targets, passages=grouped, vectors=vector_BRD)
+        ids_N = refresher.index.passage_ids
+        _, before_BR = refresher.index.search(question_BD, config.num_scored)
+        if not refresher.refresh(step, embed=learner.embed_passages, is_stopped=stop.is_set):
+            return None
+        _, after_BR = refresher.index.search(question_BD, config.num_scored)
+    overlap = result_overlap(ids_N[before_BR], ids_N[after_BR])
+    logger.info("train: index renewed before update %d; %.0f %% of its results are as before", step + 1, 100 * overlap)
+    return overlap
 
 
 def report(row: dict[str, Any]) -> None:

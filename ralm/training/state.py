@@ -1,8 +1,9 @@
 """Checkpoints: everything a killed run needs to go on as if nothing had happened, bit for bit.
 
 A checkpoint is a folder `step-00000020` with `tensors.safetensors` (fp32 weights and both moments of the optimiser) and
-`state.json` (number of updates, log so far). It is written under another name and renamed, so it is whole or absent.
-Data order, dropout and schedule are functions of the seed and the update's number and need no state. No pickle.
+`state.json` (updates done, log so far, the index in use). It is written under another name and renamed, so it is whole
+or absent. Data order, dropout and schedule are functions of the seed and the update's number and need no state. No
+pickle.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +27,40 @@ from ralm.errors import ArtifactError, DataError
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 KEPT = 2
-VERSION = 1
+VERSION = 2
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    """Updates done."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """A row for each update done."""
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """Metrics on the dev questions, each with the number of updates behind it as `step`."""
+    index_step: int = 0
+    """The update before which the index in use was made; 0 for the one that the run started with."""
+
+
 def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    weights: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    log: list[dict[str, Any]],
-) -> None:
+    folder: Path, done: Progress, *, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> set[int]:
     """Write a checkpoint and drop all but the last two.
 
     Args:
         folder: where the checkpoints of this run are.
-        step: updates done.
+        done: how far the run is.
         weights: what learns, by name.
         optimizer: over exactly these weights.
-        log: a row for each update done.
+
+    Returns:
+        `index_step` of the checkpoints that are kept.
     """
-    final = folder / f"step-{step:08d}"
+    final = folder / f"step-{done.step:08d}"
     work = folder / f".{final.name}"
     remove(work)
     work.mkdir(parents=True)
@@ -59,20 +72,19 @@ def save_checkpoint(
     save_file(tensors, work / TENSORS)
     with (work / TENSORS).open("rb") as file:
         os.fsync(file.fileno())
-    write_json(work / STATE, {"version": VERSION, "step": step, "log": log})
+    write_json(work / STATE, {"version": VERSION, **asdict(done)})
     remove(final)
     work.rename(final)
     for old in _finished(folder)[:-KEPT]:
         remove(old)
+    return {int(read_json(str(path / STATE))["index_step"]) for path in _finished(folder)}
 
 
-def load_checkpoint(
-    folder: Path, *, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, Any]]]:
+def load_checkpoint(folder: Path, *, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
     """Take weights and optimiser state from the newest readable checkpoint.
 
     Returns:
-        Updates done and their log; 0 and an empty log where there is no checkpoint.
+        How far the run is; nothing done where there is no checkpoint.
 
     Raises:
         ArtifactError: the checkpoint is of another model.
@@ -84,11 +96,11 @@ def load_checkpoint(
         except (DataError, OSError, SafetensorError) as error:
             logger.warning("%s: unreadable checkpoint, trying the one before: %s", path, error)
             continue
-        if state["version"] != VERSION:
-            raise ArtifactError(f"{path}: expected checkpoint version {VERSION}, found {state['version']}")
+        if (version := state.pop("version")) != VERSION:
+            raise ArtifactError(f"{path}: expected checkpoint version {VERSION}, found {version}")
         _restore(path, tensors, weights, optimizer)
-        return int(state["step"]), list(state["log"])
-    return 0, []
+        return Progress(**state)
+    return Progress()
 
 
 def _restore(

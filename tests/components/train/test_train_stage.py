@@ -77,7 +77,7 @@ def test_query_side_keeps_passage_encoder_and_index(inputs: dict[str, str], tmp_
     assert is_changed(question, trained_weights(before.folder, "retriever/passage"))
     assert open_index(inputs["index"], passage_encoder=after.fingerprints["passage_encoder"]).num_passages == 30
     assert after.reader == dataclasses.replace(before.reader, num_passages=3)
-    assert manifest.counts == {"questions": 18, "steps": 4}
+    assert manifest.counts == {"questions": 18, "examples": 18, "steps": 4}
     log = read_table(str(tmp_path / "trained" / LOG), "training_log/2").to_pylist()
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     assert all(row["reader_loss"] > 0 and row["retriever_loss"] >= -1e-6 for row in log)

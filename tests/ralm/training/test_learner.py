@@ -14,11 +14,10 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from ralm.errors import ConfigError
 from ralm.model import open_model
-from ralm.objectives.distillation import perplexity_scores
 from ralm.reader.fusion import FusionReader
 from ralm.retriever.encoder import Encoder
 from ralm.training.config import TrainingConfig
-from ralm.training.learner import Batch, Learner, encode_passages, score_passages
+from ralm.training.learner import Batch, Learner, encode_passages
 
 CONFIG = TrainingConfig(mode="joint", num_passages=2, num_retrieved=3, dropout=0.0, precision="fp32")
 BATCH = Batch(
@@ -93,15 +92,6 @@ def test_gradient_is_clipped(tiny_model: str) -> None:
     )
     assert row["gradient_norm"] > 1e-3
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
-
-
-def test_scores_in_pieces_equal_scores_at_once(tiny_model: str) -> None:
-    reader = make_learner(tiny_model, CONFIG).reader
-    with torch.no_grad():
-        encoded = reader.encode(reader.tokenize_inputs(BATCH.questions, BATCH.passages))
-        label_BT = reader.tokenize_targets(BATCH.targets)
-        expected = perplexity_scores(reader.passage_logits(encoded, label_BT), label_BT)
-        torch.testing.assert_close(score_passages(reader, encoded, label_BT, max_logits=1), expected, atol=1e-5, rtol=0)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tiny_model: str) -> None:

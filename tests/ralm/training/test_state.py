@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ralm.errors import ArtifactError
-from ralm.training.state import load_checkpoint, save_checkpoint
+from ralm.training.state import Progress, load_checkpoint, save_checkpoint
 
 
 def make(seed: int, width: int = 3) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
@@ -31,10 +31,10 @@ def test_going_on_equals_not_stopping(tmp_path: Path) -> None:
     for step in range(6):
         update(weights, optimizer, step)
         if step == 2:
-            save_checkpoint(tmp_path, step=3, weights=weights, optimizer=optimizer, log=[{"loss": 0.1 + 0.2}])
+            save_checkpoint(tmp_path, Progress(step=3, log=[{"loss": 0.1 + 0.2}]), weights=weights, optimizer=optimizer)
     again, again_optimizer = make(1)
-    step, log = load_checkpoint(tmp_path, weights=again, optimizer=again_optimizer)
-    assert (step, log) == (3, [{"loss": 0.1 + 0.2}])
+    done = load_checkpoint(tmp_path, weights=again, optimizer=again_optimizer)
+    assert done == Progress(step=3, log=[{"loss": 0.1 + 0.2}])
     for step in range(3, 6):
         update(again, again_optimizer, step)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
@@ -44,28 +44,28 @@ def test_only_two_are_kept_and_unfinished_ones_are_ignored(tmp_path: Path) -> No
     weights, optimizer = make(0)
     update(weights, optimizer, 0)
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step=step, weights=weights, optimizer=optimizer, log=[])
+        save_checkpoint(tmp_path, Progress(step=step, log=[]), weights=weights, optimizer=optimizer)
     (tmp_path / ".step-00000009").mkdir()
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000003"]
-    assert load_checkpoint(tmp_path, weights=weights, optimizer=optimizer)[0] == 3
+    assert load_checkpoint(tmp_path, weights=weights, optimizer=optimizer).step == 3
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     weights, optimizer = make(0)
     for step in (1, 2):
-        save_checkpoint(tmp_path, step=step, weights=weights, optimizer=optimizer, log=[])
+        save_checkpoint(tmp_path, Progress(step=step, log=[]), weights=weights, optimizer=optimizer)
     (tmp_path / "step-00000002" / "tensors.safetensors").write_bytes(b"no tensors")
-    assert load_checkpoint(tmp_path, weights=weights, optimizer=optimizer)[0] == 1
+    assert load_checkpoint(tmp_path, weights=weights, optimizer=optimizer).step == 1
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
     weights, optimizer = make(0)
-    assert load_checkpoint(tmp_path / "none", weights=weights, optimizer=optimizer) == (0, [])
+    assert load_checkpoint(tmp_path / "none", weights=weights, optimizer=optimizer) == Progress()
 
 
 def test_checkpoint_of_another_model_or_version(tmp_path: Path) -> None:
     weights, optimizer = make(0)
-    save_checkpoint(tmp_path, step=1, weights=weights, optimizer=optimizer, log=[])
+    save_checkpoint(tmp_path, Progress(step=1, log=[]), weights=weights, optimizer=optimizer)
     wider, wider_optimizer = make(0, width=4)
     with pytest.raises(ArtifactError, match="other weights"):
         load_checkpoint(tmp_path, weights=wider, optimizer=wider_optimizer)

@@ -1,0 +1,132 @@
+"""The index made anew during training: all passages embedded by the passage encoder as it is now, then swapped whole.
+
+Shapes: `N` passages, `B` questions, `K` passages per question, `D` embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ralm.artifacts.files import remove
+from ralm.corpus.lookup import Passage, PassageLookup
+from ralm.errors import ConfigError
+from ralm.index.search import Index
+from ralm.log import progress
+
+BLOCK_PASSAGES = 1024
+"""A request to stop is heard between blocks."""
+VECTORS = "vectors.npy"
+PREFIX = "index-"
+
+EmbedPassages = Callable[[Sequence[Passage], progress], np.ndarray]
+"""Passages to float32 vectors [N, D], counted on the progress."""
+
+
+class IndexRefresher:
+    """The index of a run as it is now, and the way to renew it.
+
+    Until a new index is whole the one before is in use; its files stay until no checkpoint needs them. Each index has a
+    folder of its own, named after the update before which it was made.
+
+    Args:
+        index: what the run starts with.
+        passages: its corpus.
+        folder: where this run's indices are kept, beside its checkpoints.
+    """
+
+    def __init__(self, index: Index, passages: PassageLookup, folder: Path) -> None:
+        self.index = index
+        self.step = 0
+        """The update before which `index` was made; 0 for the index that the run started with."""
+        self.passages = passages
+        self._first, self._folder = index, folder
+
+    def refresh(self, step: int, *, embed: EmbedPassages, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Embed every passage and take the new index into use.
+
+        Args:
+            step: the update before which this happens, at least 1.
+            embed: the passage encoder.
+            is_stopped: asked between blocks; True ends the work, and the index stays the one before.
+
+        Returns:
+            True if the new index is in use.
+
+        Raises:
+            ConfigError: a vector is not finite; the training went wrong.
+        """
+        folder = self._folder_of(step)
+        work = folder.with_name("." + folder.name)
+        remove(work)
+        work.mkdir(parents=True)
+        try:
+            if not self._embed_all(work / VECTORS, step, embed, is_stopped):
+                return False
+            remove(folder)
+            folder.mkdir()
+            (work / VECTORS).rename(folder / VECTORS)
+        finally:
+            remove(work)
+        self._take(step)
+        return True
+
+    def reopen(self, step: int) -> None:
+        """Take the index that was made before this update into use again; 0 for the first one."""
+        if step == 0:
+            self.index, self.step = self._first, 0
+        else:
+            self._take(step)
+
+    def keep_only(self, steps: set[int]) -> None:
+        """Remove the files of all indices but those of these updates and the one in use."""
+        names = {self._folder_of(step).name for step in steps | {self.step}}
+        for path in self._folder.glob(PREFIX + "*"):
+            if path.name not in names:
+                remove(path)
+
+    def _take(self, step: int) -> None:
+        folder = self._folder_of(step)
+        vector_ND = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+        self.index, self.step = self._first.with_vectors(vector_ND, folder / "search"), step
+
+    def _folder_of(self, step: int) -> Path:
+        return self._folder / f"{PREFIX}{step:08d}"
+
+    def _embed_all(self, path: Path, step: int, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> bool:
+        ids_N = self._first.passage_ids
+        shape = (len(ids_N), self._first.dimension)
+        vector_ND = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        with progress(total=len(ids_N), what="refresh the index", unit="passages") as bar:
+            for start in range(0, len(ids_N), BLOCK_PASSAGES):
+                if is_stopped():
+                    return False
+                block = slice(start, start + BLOCK_PASSAGES)
+                with np.errstate(over="ignore"):
+                    vector_ND[block] = embed(self.passages.get(ids_N[block]), bar)
+                if not np.isfinite(vector_ND[block]).all():
+                    raise ConfigError(
+                        f"update {step + 1}: the passage encoder gives vectors that are not finite as f16; "
+                        "lower retriever_learning_rate"
+                    )
+        vector_ND.flush()
+        return True
+
+
+def result_overlap(first_BK: np.ndarray, second_BK: np.ndarray) -> float:
+    """Share of results that two searches have in common, 0 to 1: how stale the older index had become.
+
+    Args:
+        first_BK: ids that one search found, K different ones for each question.
+        second_BK: ids that the other found for the same questions.
+
+    Example:
+        >>> result_overlap(np.array([[1, 2], [3, 4]]), np.array([[2, 1], [3, 9]]))
+        0.75
+    """
+    shared = [
+        len(set(first) & set(second)) for first, second in zip(first_BK.tolist(), second_BK.tolist(), strict=True)
+    ]
+    return sum(shared) / first_BK.size
