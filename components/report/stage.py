@@ -12,13 +12,13 @@ from ralm.artifacts.store import Contents, produce
 from ralm.artifacts.tables import write_table
 from ralm.corpus.lookup import PassageLookup
 from ralm.evaluation.compare import (
-    PER_QUESTION,
     Evaluation,
     check_comparable,
     check_passages,
     merge_metrics,
     open_evaluation,
     per_question,
+    per_question_schema,
 )
 from ralm.evaluation.report import Subject, render_html, render_markdown
 
@@ -81,7 +81,8 @@ def _build(
     before, after, closed_book = runs["before"], runs["after"], runs.get("closed_book")
     metrics = merge_metrics(before, after, closed_book, resamples=config.resamples, seed=config.seed)
     write_json(folder / "metrics.json", metrics)
-    rows = write_table(folder / "per_question.parquet", per_question(before, after, closed_book), PER_QUESTION)
+    table, schema = per_question(before, after, closed_book), per_question_schema(after.compared)
+    rows = write_table(folder / "per_question.parquet", table, schema)
     subject = Subject(before, after, closed_book, model, lookup, metrics)
     page = render_html(subject, title=config.title, max_rows=config.max_rows, max_passages=config.max_passages)
     (folder / "report.html").write_text(page, encoding="utf-8")

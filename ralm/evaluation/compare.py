@@ -15,30 +15,43 @@ from ralm.artifacts.schemas import SCHEMA_KEY
 from ralm.artifacts.tables import read_table
 from ralm.errors import ArtifactError
 from ralm.evaluation.metrics import paired_difference
+from ralm.tasks.catalog import task_named
 
-COMPARED: Final = ("exact_match", "f1")
-"""Metrics whose difference gets an interval."""
+METRIC_WORDS: Final = {
+    "accuracy": "Accuracy",
+    "choice_accuracy": "Accuracy by logits",
+    "debiased_accuracy": "Debiased accuracy",
+    "exact_match": "Exact match",
+    "f1": "F1",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+}
+"""What people call the metrics of the tasks."""
 
-PER_QUESTION: Final = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("answers", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
-        *(
-            pa.field(f"{name}_{run}", kind, nullable=run == "closed_book" or name == "answer_rank")
-            for run in ("before", "after", "closed_book")
-            for name, kind in (
-                ("prediction", pa.string()),
-                ("exact_match", pa.float64()),
-                ("f1", pa.float64()),
-                ("answer_rank", pa.float64()),
-            )
-            if (run, name) != ("closed_book", "answer_rank")
-        ),
-    ],
-    metadata={SCHEMA_KEY: b"per_question/1"},
-)
-"""What the runs made of each question; `answer_rank` is that of the first retrieved passage with an answer."""
+
+def per_question_schema(metrics: Sequence[str]) -> pa.Schema:
+    """`per_question/1`: what the runs made of each question, with the columns of the task's metrics.
+
+    `answer_rank` is that of the first retrieved passage with an answer.
+    """
+    texts = pa.list_(pa.field("element", pa.string(), nullable=False))
+    columns = [("prediction", pa.string()), *((name, pa.float64()) for name in (*metrics, "answer_rank"))]
+    fields = [
+        pa.field(f"{name}_{run}", kind, nullable=run == "closed_book" or name != "prediction")
+        for run in ("before", "after", "closed_book")
+        for name, kind in columns
+        if (run, name) != ("closed_book", "answer_rank")
+    ]
+    return pa.schema(
+        [
+            pa.field("question_id", pa.string(), nullable=False),
+            pa.field("question", pa.string(), nullable=False),
+            pa.field("answers", texts, nullable=False),
+            *fields,
+        ],
+        metadata={SCHEMA_KEY: b"per_question/1"},
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,25 +73,26 @@ class Evaluation:
         """Passages the reader got for one question."""
         return int(self.details["num_passages"])
 
-    def scores(self, metric: str) -> list[float]:
-        """One score per question."""
-        return [row[metric] for row in self.rows]
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The task's metrics, the first says what is right; their differences get an interval."""
+        return tuple(name for name in task_named(self.details["task"]).metrics if name in self.metrics)
 
 
 def open_evaluation(location: Location) -> Evaluation:
     """Read a predictions artifact whole.
 
     Raises:
-        ArtifactError: it is missing, unfinished, or of a task without exact match and F1.
+        ArtifactError: it is missing, unfinished, or its answers have no scores.
     """
     artifact = open_artifact(location, "predictions")
     rows = read_table(artifact.file(f"{artifact.manifest.details['split']}.parquet"), "predictions/1").to_pylist()
     metrics = read_json(artifact.file("metrics.json"))
-    if missing := [name for name in COMPARED if name not in metrics]:
-        raise ArtifactError(
-            f"{location}: metrics.json without {', '.join(missing)}; found {', '.join(sorted(metrics))}"
-        )
-    return Evaluation(location, artifact, metrics, [{**row, **json.loads(row["metadata"])} for row in rows])
+    evaluation = Evaluation(location, artifact, metrics, [{**row, **json.loads(row["metadata"])} for row in rows])
+    if not evaluation.compared:
+        wanted = ", ".join(task_named(evaluation.details["task"]).metrics)
+        raise ArtifactError(f"{location}: metrics.json: expected {wanted}, found {', '.join(sorted(metrics))}")
+    return evaluation
 
 
 def check_comparable(first: Evaluation, second: Evaluation) -> None:
@@ -106,7 +120,7 @@ def merge_metrics(
 
     Returns:
         The metrics of `after` by name (fractions in [0, 1], `num_questions` a count), `before` and, where there is
-        one, `closed_book` with theirs, and `difference` / `difference_closed_book`: for each of `COMPARED` the mean
+        one, `closed_book` with theirs, and `difference` / `difference_closed_book`: for each compared metric the mean
         gain of `after` over that run (-1 to 1) with its 95 % interval from a paired bootstrap.
     """
     merged: dict[str, Any] = {**after.metrics, "before": dict(before.metrics)}
@@ -118,17 +132,19 @@ def merge_metrics(
 
 
 def _differences(before: Evaluation, after: Evaluation, resamples: int, seed: int) -> dict[str, Any]:
-    return {
-        name: dataclasses.asdict(
-            paired_difference(before.scores(name), after.scores(name), resamples=resamples, seed=seed)
-        )
-        for name in COMPARED
-    }
+    """Over the questions that have a score."""
+    differences = {}
+    for name in after.compared:
+        pairs = [(row[name], other[name]) for row, other in zip(before.rows, after.rows, strict=True)]
+        scored = [pair for pair in pairs if None not in pair]
+        columns = [first for first, _ in scored], [second for _, second in scored]
+        differences[name] = dataclasses.asdict(paired_difference(*columns, resamples=resamples, seed=seed))
+    return differences
 
 
 def per_question(before: Evaluation, after: Evaluation, closed_book: Evaluation | None) -> list[dict[str, Any]]:
-    """Rows of the `PER_QUESTION` table, in the order of the questions."""
-    columns = ("prediction", "exact_match", "f1", "answer_rank")
+    """Rows of the `per_question/1` table, in the order of the questions."""
+    columns = ("prediction", *after.compared, "answer_rank")
     rows = []
     for number, row in enumerate(after.rows):
         merged = {name: row[name] for name in ("question_id", "question", "answers")}

@@ -11,11 +11,12 @@ import numpy as np
 from ralm.artifacts.manifest import Artifact
 from ralm.artifacts.tables import read_table
 from ralm.evaluation.charts import Axis, Line, bar_chart, line_chart, nice_ticks, percent_axis, value_axis
-from ralm.evaluation.compare import COMPARED, Evaluation
+from ralm.evaluation.compare import METRIC_WORDS, Evaluation
 
 TRAINING_LOG: Final = "training_log.parquet"
 RUN_WORDS: Final = {"before": "before", "after": "after", "closed_book": "closed book"}
 RECALL_KINDS: Final = (("recall_at_", "answer", "solid"), ("recall_title_at_", "page", "dashed"))
+MAX_SCORES: Final = 3
 LOSSES: Final = (("reader_loss", "Reader loss"), ("retriever_loss", "Retriever loss"))
 
 
@@ -51,13 +52,18 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def _scores(runs: Mapping[str, Evaluation]) -> Figure:
-    bars = [(RUN_WORDS[name], name, [run.metrics[metric] for metric in COMPARED]) for name, run in runs.items()]
-    words = "; ".join(f"{label}: exact match {values[0]:.3f}, F1 {values[1]:.3f}" for label, _, values in bars)
+    shown = runs["after"].compared[:MAX_SCORES]
+    names = [METRIC_WORDS.get(name, name) for name in shown]
+    bars = [(RUN_WORDS[name], name, [run.metrics[metric] for metric in shown]) for name, run in runs.items()]
+    words = "; ".join(
+        f"{label}: {', '.join(f'{name} {value:.3f}' for name, value in zip(names, values, strict=True))}"
+        for label, _, values in bars
+    )
     highest = max(value for _, _, values in bars for value in values)
     axis = percent_axis("", min(1.0, 1.12 * highest))
     return Figure(
         title="Scores",
-        svg=bar_chart(["Exact match", "F1"], bars, axis, f"Bars. {words}."),
+        svg=bar_chart(names, bars, axis, f"Bars. {words}."),
         legend=[(f"box {name}", label) for label, name, _ in bars],
         note="Mean over all questions, in per cent.",
     )

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from ralm.artifacts.manifest import Artifact
 from ralm.corpus.lookup import Passage, PassageLookup
-from ralm.evaluation.compare import Evaluation
+from ralm.evaluation.compare import METRIC_WORDS, Evaluation
 from ralm.evaluation.figures import Figure, draw_figures
 from ralm.evaluation.normalise import AnswerFinder
 from ralm.evaluation.retrieval import holds_answer
@@ -61,7 +61,8 @@ class Verdict:
     label: str
     prediction: str
     is_right: bool
-    f1: float
+    score: tuple[str, float] | None
+    """Name and value of the task's second metric."""
     probability: float | None
 
 
@@ -135,7 +136,7 @@ def render_markdown(subject: Subject, *, title: str) -> str:
             title=title,
             tiles=headline_tiles(subject),
             runs={LABELS[name]: run for name, run in subject.runs.items()},
-            names=sorted(set(subject.after.metrics) - {"num_questions"}, key=_in_words_and_numbers),
+            names=sorted(_numbers(subject.after.metrics), key=_in_words_and_numbers),
             num_questions=len(subject.after.rows),
             num_passages=subject.passages.num_passages,
             split=subject.after.details["split"],
@@ -146,14 +147,17 @@ def render_markdown(subject: Subject, *, title: str) -> str:
 def headline_tiles(subject: Subject) -> list[dict[str, str]]:
     """The headline numbers: name, value, note, and for scores the gain with its interval and trend."""
     tiles = []
-    for name, words in (("exact_match", "Exact match"), ("f1", "F1")):
+    first, *_ = compared = subject.after.compared[:2]
+    for name in compared:
+        words = METRIC_WORDS.get(name, name)
         note = f"{percent(subject.before.metrics[name])} before training"
         value = percent(subject.after.metrics[name])
         tiles.append({"name": words, "value": value, "note": note, **_gain(subject.metrics["difference"][name], "")})
     if subject.closed_book is not None:
-        gain = _gain(subject.metrics["difference_closed_book"]["exact_match"], " with passages")
-        value = percent(subject.closed_book.metrics["exact_match"])
-        tiles.append({"name": "Closed book", "value": value, "note": "exact match without passages", **gain})
+        gain = _gain(subject.metrics["difference_closed_book"][first], " with passages")
+        value = percent(subject.closed_book.metrics[first])
+        note = f"{METRIC_WORDS.get(first, first).lower()} without passages"
+        tiles.append({"name": "Closed book", "value": value, "note": note, **gain})
     for prefix, kind in (("recall_title_at_", "gold page"), ("recall_at_", "answer")):
         cutoffs = [k for k in cutoffs_of(subject.after.metrics, prefix) if k <= 10]
         if cutoffs:
@@ -178,7 +182,7 @@ def question_views(subject: Subject, *, max_rows: int, max_passages: int) -> lis
     """The rows of the page's table, in the order of the questions."""
     views = []
     for number, row in enumerate(subject.after.rows[:max_rows]):
-        verdicts = {name: _verdict(LABELS[name], run.rows[number]) for name, run in subject.runs.items()}
+        verdicts = {name: _verdict(LABELS[name], run, number) for name, run in subject.runs.items()}
         outcome, words = OUTCOMES[verdicts["after"].is_right, verdicts["before"].is_right]
         rank, num_read = row["answer_rank"], subject.after.num_read
         views.append(
@@ -271,19 +275,26 @@ def points(value: float) -> str:
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
 
 
+def _numbers(metrics: Mapping[str, Any]) -> list[str]:
+    """Names of the metrics that are one number, without the count of questions."""
+    return [name for name, value in metrics.items() if name != "num_questions" and not isinstance(value, Mapping)]
+
+
 def _in_words_and_numbers(name: str) -> tuple[str, int]:
     """Sort key that puts recall_at_5 before recall_at_10."""
     words = name.rstrip("0123456789")
     return words, int(name[len(words) :] or 0)
 
 
-def _verdict(label: str, row: Mapping[str, Any]) -> Verdict:
+def _verdict(label: str, run: Evaluation, number: int) -> Verdict:
+    row = run.rows[number]
+    first, second = (*run.compared, "")[:2]
     likely = row["candidates"][0]["log_probability"] if row["candidates"] else None
     return Verdict(
         label=label,
         prediction=row["prediction"],
-        is_right=row["exact_match"] == 1.0,
-        f1=row["f1"],
+        is_right=row[first] == 1.0,
+        score=(METRIC_WORDS.get(second, second), row[second]) if row.get(second) is not None else None,
         probability=None if likely is None else math.exp(min(likely, 0.0)),
     )
 
@@ -294,9 +305,10 @@ def _passage_views(subject: Subject, number: int, max_passages: int) -> list[Pas
     shown: dict[int, None] = {}
     for name, run in (("after", subject.after), ("before", subject.before)):
         row = run.rows[number]
-        for rank, (passage_id, score) in enumerate(zip(row["passage_ids"], row["scores"], strict=True), start=1):
+        found = list(zip(row["passage_ids"], row["scores"], strict=False))  # passages of a row itself have no score
+        for rank, (passage_id, score) in enumerate(found, start=1):
             places.setdefault(passage_id, []).append((name, rank, score))
-        shown |= dict.fromkeys(row["passage_ids"][:max_passages])
+        shown |= dict.fromkeys(passage_id for passage_id, _ in found[:max_passages])
     finder = AnswerFinder(subject.after.rows[number]["answers"])
     return [
         _passage_view(passage, finder, places[passage.passage_id], subject.after.num_read)
