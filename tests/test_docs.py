@@ -130,7 +130,8 @@ def test_flags_in_the_text_exist(path: Path) -> None:
 def test_the_reference_has_every_setting_of_a_stage_with_its_default(
     stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("RALM_WIKI_BASE_URL", raising=False)
+    for name in ("RALM_WIKI_BASE_URL", "RALM_ATLAS_BASE_URL", "RALM_DATASETS_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
     config = getattr(importlib.import_module(f"components.{stage}.config"), f"{stage.title()}Config")
     expected = list(config_rows(config()))
     rows = [line for line in section(f"ralm {stage}").splitlines() if line.startswith("| `")]
@@ -161,7 +162,10 @@ def test_the_walkthrough_trains_as_the_quickstart_does() -> None:
     for stage, config in (("train", recipe.train), ("evaluate", recipe.evaluate), ("report", recipe.report)):
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
-            if value not in (field.default, field.default_factory is not dataclasses.MISSING and field.default_factory()):
+            if value not in (
+                field.default,
+                field.default_factory is not dataclasses.MISSING and field.default_factory(),
+            ):
                 flag = f"--config.{field.name.replace('_', '-')}"
                 found = re.search(rf"ralm {stage} (?:(?!END|ralm ).)*{flag} (\"[^\"]+\"|\S+)", text)
                 assert found, f"ralm {stage}: {flag} {value} is missing"

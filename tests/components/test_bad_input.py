@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ class Bench:
 
     def questions(self, source: str) -> list[str]:
         return ["download", "--source", source, "--questions", str(self.output)]
+
+    def dataset(self, name: str, **files: str) -> list[str]:
+        return [*self.questions(f"dataset:{name}"), "--config.dev-split", "hash", "--config.files", json.dumps(files)]
 
     def embed(self, *more: str, **changed: str) -> list[str]:
         return ["embed", *self.flags("passages", "model", **changed), "--embeddings", str(self.output), *more]
@@ -107,6 +111,13 @@ def unknown_config_key(bench: Bench) -> list[str]:
 
 def wrong_type(bench: Bench) -> list[str]:
     return bench.embed("--config", bench.file("embed.yaml", "token_budget: many\n"))
+
+
+def hostile_tar(bench: Bench) -> str:
+    path = bench.folder / "h.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("../../evil.csv"))
+    return str(path)
 
 
 def embeddings_of_another_model(bench: Bench) -> list[str]:
@@ -185,6 +196,49 @@ def test_each_gets_one_line_that_names_file_and_place(
         ),
         (lambda b: b.questions(b.file("test.jsonl", '{"question": "q", "answers": [3]}')), "test.jsonl line 1: field"),
         (lambda b: b.questions(b.file("test.jsonl", "")), "test.jsonl: no questions in it"),
+        (
+            lambda b: b.dataset("nq-open", test=b.file("nq.jsonl", '{"question": "q"}\n')),
+            "nq.jsonl line 1: field 'answer': expected a list, found nothing",
+        ),
+        (
+            lambda b: b.dataset("fever", train=b.file("f.jsonl", '{"id": 1, "claim": "c", "label": "TRUE"}\n')),
+            "f.jsonl line 1: field 'label': expected one of SUPPORTS, REFUTES, NOT ENOUGH INFO, found 'TRUE'",
+        ),
+        (
+            lambda b: b.dataset("kilt/nq", dev=b.file("k.jsonl", '{"id": "1", "output": []}\n')),
+            "k.jsonl line 1: field 'input': expected text, found nothing",
+        ),
+        (
+            lambda b: b.dataset("templama", dev=b.file("t.json", '{"query": "x", "date": "2017", "id": "1"}\n')),
+            "t.json line 1: field 'query': expected a text with _X_, found 'x'",
+        ),
+        (
+            lambda b: b.dataset("triviaqa", test=b.file("t.json", '{"Data": [{"QuestionId": "1"}]}')),
+            "t.json record 1: field 'Answer.Value': expected text, found nothing",
+        ),
+        (
+            lambda b: b.dataset("mmlu/zero-shot", archive=b.file("m.tar", "no archive")),
+            "m.tar: no readable tar or zip archive",
+        ),
+        (
+            lambda b: b.dataset("mmlu/zero-shot", archive=hostile_tar(b)),
+            "h.tar: '../../evil.csv' leads out of the archive",
+        ),
+        (lambda b: b.dataset("squad"), "dataset:squad: unknown question set; there are dataset:nq-open"),
+        (lambda b: b.questions("corpus:mlm"), "corpus:mlm is made from passages; give --corpus"),
+        (
+            lambda b: [*b.questions("corpus:mlm"), "--corpus", b.places["passages"]],
+            "30 passages can be asked about, expected over num_test + num_dev = 2000",
+        ),
+        (
+            lambda b: [*b.questions("corpus:mlm"), "--corpus", b.places["questions"]],
+            "expected a passages artifact, found a questions artifact",
+        ),
+        (
+            lambda b: b.download("atlas:models/atlas/base"),
+            "expected a corpus such as atlas:corpora/wiki/enwiki-dec2018",
+        ),
+        (lambda b: b.download("atlas:corpora/wiki/enwiki"), "unknown key; there are corpora/wiki/enwiki-dec2017"),
         (lambda b: b.embed(passages=b.places["questions"]), "expected a passages artifact, found a questions artifact"),
         (
             lambda b: b.embed(model=b.file("m/manifest.json", "{")),
