@@ -1,4 +1,4 @@
-"""The `ralm` command: stages, search, ask, quickstart, pipeline, store. Each command imports what it needs itself."""
+"""The `ralm` command: stages and the commands of `pipelines/commands.py`. Each one imports what it needs itself."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ the whole pipeline:
 
 its stages:
 {stages}
+
+official Atlas files:
+  atlas import     turn the shards of an index into passages and embeddings
+  atlas export     write a model, an index or predictions as Atlas reads them
 
 what is kept:
   store list       list the finished artifacts

@@ -36,6 +36,8 @@ def build_parser() -> Parser:
     _add_pipeline(pipeline.add_subparsers(metavar="compile|run", required=True, parser_class=Parser))
     store = commands.add_parser("store", help="list or clean up what is kept", allow_abbrev=False)
     _add_store(store.add_subparsers(metavar="list|gc", required=True, parser_class=Parser))
+    atlas = commands.add_parser("atlas", help="official Atlas files to artifacts and back", allow_abbrev=False)
+    _add_atlas(atlas.add_subparsers(metavar="import|export", required=True, parser_class=Parser))
     return parser
 
 
@@ -190,3 +192,78 @@ def show_store(result: dict[str, Any]) -> str:
     ]
     verb = "" if "dry_run" not in result else " would be removed" if result["dry_run"] else " removed"
     return "\n".join([*lines, f"{len(lines)} artifacts{verb}"])
+
+
+def _add_atlas(commands: Any) -> None:
+    text = (
+        "Turn the shards of an Atlas index (passages.N.pt, embeddings.N.pt) into passages and embeddings, for "
+        "`ralm index`. Some passages are encoded again, so that vectors of another model are refused."
+    )
+    parser = _command(commands, "import", run_atlas_import, show_atlas_import, text)
+    parser.add_argument("--source", required=True, metavar="S", help="folder of shards, or atlas:indices/...")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model artifact whose vectors these are")
+    parser.add_argument("--passages", required=True, metavar="DIR", help="folder that receives the passages")
+    parser.add_argument("--embeddings", required=True, metavar="DIR", help="folder that receives the vectors")
+    parser.add_argument("--num-checked", type=int, default=64, help="passages to encode again; 0: believe the vectors")
+    parser.add_argument("--min-cosine", type=float, default=0.99, help="what the median of their cosines has to reach")
+
+    text = (
+        "Write an artifact as Atlas reads it: --model as model.pth.tar, --index with --passages as shards of an index, "
+        "--predictions as results.jsonl (with --passages it holds their texts)."
+    )
+    parser = _command(commands, "export", run_atlas_export, lambda result: str(result["path"]), text)
+    for name in ("model", "index", "predictions", "passages"):
+        parser.add_argument(f"--{name}", default="", metavar="DIR", help=f"{name} artifact")
+    parser.add_argument("--output", required=True, metavar="PLACE", help="folder; for predictions a file")
+    parser.add_argument("--num-shards", type=int, default=128, help="shards of an index")
+
+
+def run_atlas_import(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm atlas import`."""
+    from ralm.atlas.index_import import import_index
+
+    names = ("source", "model", "passages", "embeddings", "num_checked", "min_cosine")
+    made = import_index(**{name: getattr(arguments, name) for name in names})
+    return {manifest.kind: {**manifest.to_json(), "reused": manifest.reused} for manifest in made}
+
+
+def show_atlas_import(result: dict[str, Any]) -> str:
+    """An imported index for people."""
+    return f"{result['embeddings']['counts']['passages']:,} passages and their vectors"
+
+
+def run_atlas_export(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm atlas export`."""
+    given = [name for name in ("model", "index", "predictions") if getattr(arguments, name)]
+    if len(given) != 1:
+        found = " and ".join(f"--{name}" for name in given) or "none"
+        raise ConfigError(f"atlas export: expected exactly one of --model, --index and --predictions, found {found}")
+    if given == ["index"] and not arguments.passages:
+        raise ConfigError("atlas export: --index goes with the --passages it was made from")
+    return {"path": str(_EXPORTS[given[0]](arguments))}
+
+
+def _export_model(arguments: argparse.Namespace) -> Path:
+    from ralm.atlas.model import export_model
+
+    return export_model(arguments.model, arguments.output)
+
+
+def _export_index(arguments: argparse.Namespace) -> Path:
+    from ralm.atlas.index_export import export_index
+
+    return export_index(
+        index=arguments.index,
+        passages=arguments.passages,
+        output=arguments.output,
+        num_shards=arguments.num_shards,
+    )
+
+
+def _export_predictions(arguments: argparse.Namespace) -> Path:
+    from ralm.atlas.predictions import export_predictions
+
+    return export_predictions(predictions=arguments.predictions, passages=arguments.passages, output=arguments.output)
+
+
+_EXPORTS = {"model": _export_model, "index": _export_index, "predictions": _export_predictions}

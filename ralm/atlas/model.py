@@ -23,7 +23,7 @@ from ralm.atlas.architecture import max_positions, write_encoder_architecture, w
 from ralm.atlas.checkpoint import FILE, Checkpoint, read_checkpoint, write_checkpoint
 from ralm.atlas.preset import with_atlas_preset
 from ralm.errors import ArtifactError, ConfigError
-from ralm.fetch import hub
+from ralm.fetch import atlas, hub
 from ralm.model import (
     TOKENIZER,
     WEIGHTS,
@@ -41,7 +41,6 @@ from ralm.sources import fetch_file, fetch_tree, source_digest
 
 logger = logging.getLogger(__name__)
 IMPORT_VERSION = 1
-PREFIX = "atlas:"
 READER_TOKENIZER = "hf://google-t5/t5-base"
 """The vocabulary is the same in T5, T5 v1.1 and its lm-adapt form, in every size; this one comes as tokenizer.json."""
 RETRIEVER_TOKENIZER = "hf://facebook/contriever"
@@ -51,7 +50,7 @@ DIMENSION = 768
 
 def is_checkpoint(source: Location) -> bool:
     """True for `atlas:models/...`, a `model.pth.tar`, or a local folder with one."""
-    if source.startswith(PREFIX) or source.endswith(FILE):
+    if source.startswith(atlas.PREFIX) or source.endswith(FILE):
         return True
     return bool(source) and not is_remote(source) and (local_path(source) / FILE).is_file()
 

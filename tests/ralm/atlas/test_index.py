@@ -308,3 +308,20 @@ def test_no_shards_asked_for(toy_passages: str, toy_index: str, tmp_path: Path) 
 )
 def test_the_title_rule_backwards(title: str, section: str, bare: str) -> None:
     assert bare_title(title, section) == bare
+
+
+def test_by_key(
+    rows: list[dict[str, str]],
+    vectors: torch.Tensor,
+    model: str,
+    site: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = write_index(tmp_path / "shards", rows, vectors, [1] * 30 + [0] * 98)
+    site.files |= {f"/indices/atlas/wiki/base/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setenv("RALM_ATLAS_BASE_URL", site.url)
+    passages, embeddings = str(tmp_path / "passages"), str(tmp_path / "embeddings")
+    key = "atlas:indices/atlas/wiki/base"
+    made = import_index(source=key, model=model, passages=passages, embeddings=embeddings)
+    assert [manifest.counts["passages"] for manifest in made] == [30, 30]

@@ -339,3 +339,20 @@ def test_questions_and_passages_use_their_own_half(write_official: WriteCheckpoi
         for folder in folders
     ]
     assert abs(vectors[0] - vectors[1]).max() > 0.01
+
+
+def test_by_key_with_tokenizers_from_elsewhere(
+    write_official: WriteCheckpoint,
+    load: Any,
+    tiny_model_files: Path,
+    site: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = load(write_official())
+    site.files["/models/atlas_nq/base/model.pth.tar"] = write_official().read_bytes()
+    monkeypatch.setenv("RALM_ATLAS_BASE_URL", site.url)
+    for role in ("retriever", "reader"):  # where none is named
+        monkeypatch.setattr(f"ralm.atlas.model.{role.upper()}_TOKENIZER", str(tiny_model_files / role))
+    build_model(str(tmp_path / "by-key"), source="atlas:models/atlas_nq/base")
+    assert open_model(str(tmp_path / "by-key")).fingerprints == expected.fingerprints

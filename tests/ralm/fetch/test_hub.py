@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ralm.errors import DataError
+from ralm.fetch.hub import fetch_hub_tree
 from ralm.sources import fetch_file, fetch_tree, source_digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -93,6 +94,12 @@ def test_only_what_a_model_needs_is_fetched(hub: Hub) -> None:
     fetched = list(hub.fetched)
     assert fetch_tree("hf://org/tiny@main") == tree
     assert hub.fetched == fetched
+
+
+def test_the_tokenizer_alone(hub: Hub) -> None:
+    assert names(fetch_hub_tree("hf://org/tiny", with_weights=False)) == ["config.json"]
+    assert hub.fetched == ["config.json"]
+    assert names(fetch_tree("hf://org/tiny")) == ["config.json", "model.safetensors"]
 
 
 def test_pickled_weights_only_where_there_are_no_others(hub: Hub) -> None:
