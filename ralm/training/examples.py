@@ -27,8 +27,6 @@ class Example:
     """Source or id of the passages that must not be retrieved."""
     passages: tuple[FilePassage, ...] = ()
     """The passages that come with the question."""
-    targets: tuple[str, ...] = ()
-    """All texts that may be learnt."""
 
 
 class TrainingSet:
@@ -118,18 +116,6 @@ def make_training_set(
     return TrainingSet(used, task=task, tools=tools, target_choice=target_choice, seed=seed, skipped=skipped)
 
 
-def make_examples(questions: Sequence[Question]) -> list[Example]:
-    """Examples of question rows, in their order.
-
-    Raises:
-        DataError: no such task, several tasks, or a row that has nothing to learn.
-    """
-    used, _ = usable_questions(questions, TaskConfig(), is_learnt=True)
-    task, generator = task_of(used), np.random.default_rng(0)
-    asked = [task.ask(question, 0, Tools(), generator) for question in used]
-    return [Example(item.query, item.targets[0], targets=item.targets) for item in asked]
-
-
 def batch_rows(step: int, *, num_rows: int, batch_size: int, seed: int) -> list[int]:
     """Rows of one update: a piece of an endless stream of epochs, each a seeded permutation of all rows.
 
@@ -159,11 +145,3 @@ def batch_rows(step: int, *, num_rows: int, batch_size: int, seed: int) -> list[
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
-
-
-def choose_targets(examples: Sequence[Example], *, choice: TargetChoice, seed: int, step: int) -> list[str]:
-    """The target of each example in one update."""
-    if choice == "first":
-        return [example.targets[0] for example in examples]
-    generator = np.random.default_rng([seed, step, 1])
-    return [example.targets[int(generator.integers(len(example.targets)))] for example in examples]

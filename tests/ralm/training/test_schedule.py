@@ -6,9 +6,7 @@ import itertools
 
 import pytest
 
-from ralm.errors import DataError
-from ralm.tasks.base import Question
-from ralm.training.examples import Example, batch_rows, choose_targets, make_examples
+from ralm.training.examples import batch_rows
 from ralm.training.schedule import learning_rate_factor
 
 
@@ -40,28 +38,3 @@ def test_order_depends_on_the_seed_and_changes_from_epoch_to_epoch() -> None:
     assert orders[0] == batch_rows(0, num_rows=20, batch_size=40, seed=0)
     assert orders[0] != orders[1] != orders[2]
     assert orders[0][:20] != orders[0][20:]
-
-
-def test_targets_are_chosen_by_seed_and_step() -> None:
-    examples = [Example(question="q", target="a", targets=("a", "b", "c"))] * 30
-    assert choose_targets(examples, choice="first", seed=0, step=0) == ["a"] * 30
-    chosen = choose_targets(examples, choice="random", seed=0, step=0)
-    assert set(chosen) == {"a", "b", "c"}
-    assert chosen == choose_targets(examples, choice="random", seed=0, step=0)
-    assert chosen != choose_targets(examples, choice="random", seed=0, step=1)
-
-
-def test_examples_take_the_target_before_the_answers() -> None:
-    rows = [
-        Question(question_id="1", task="qa", question="who", answers=("Ann", "Anna"), target="Anne"),
-        Question(question_id="2", task="qa", question="what", answers=("tea", " ")),
-    ]
-    assert make_examples(rows) == [
-        Example("who", "Anne", targets=("Anne",)),
-        Example("what", "tea", targets=("tea",)),
-    ]
-
-
-def test_an_empty_answer_is_named() -> None:
-    with pytest.raises(DataError, match="'7'"):
-        make_examples([Question(question_id="7", task="qa", question="who", answers=(" ",))])
