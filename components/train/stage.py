@@ -24,9 +24,10 @@ from ralm.retriever.encoder import Encoder
 from ralm.tasks.base import Question, open_questions
 from ralm.tasks.catalog import task_of, usable_questions
 from ralm.tasks.formats import task_formats
+from ralm.training.evaluation import make_evaluation
 from ralm.training.examples import TrainingSet, make_training_set
 from ralm.training.learner import Learner
-from ralm.training.loop import TrainingResult, train_model
+from ralm.training.loop import Evaluate, TrainingResult, train_model
 from ralm.training.refresh import IndexRefresher
 
 STAGE_VERSION = 2
@@ -40,6 +41,7 @@ class Run:
     model: Model
     refresher: IndexRefresher | None
     questions: list[Question]
+    evaluate: Evaluate | None
     config: TrainConfig
     device: torch.device
     dtype: torch.dtype
@@ -89,7 +91,7 @@ def train(
     key = artifact_key(stage="train", stage_version=STAGE_VERSION, inputs=inputs, config=plain, seed=config.seed)
     checkpoints = checkpoint_folder(key)
     refresher = None if corpus is None else IndexRefresher(*corpus, checkpoints)
-    run = Run(opened, refresher, rows, config, device, dtype, checkpoints)
+    run = Run(opened, refresher, rows, _evaluation(questions, config), config, device, dtype, checkpoints)
     manifest = produce(
         trained,
         kind="model",
@@ -109,6 +111,13 @@ def _plain_config(config: TrainConfig, dtype: torch.dtype) -> dict[str, object]:
     plain = plain_config(config)
     del plain["checkpoint_every_steps"]
     return {**plain, "num_retrieved": config.num_scored, "precision": "bf16" if dtype == torch.bfloat16 else "fp32"}
+
+
+def _evaluation(questions: Location, config: TrainConfig) -> Evaluate | None:
+    if not config.evaluate_every_steps:
+        return None
+    _, rows = open_questions(questions, config.evaluate_split, config.max_evaluate_questions)
+    return make_evaluation(rows, settings=config.task, config=config)
 
 
 def _open_corpus(passages: Location, index: Location, model: Model, config: TrainConfig) -> tuple[Index, PassageLookup]:
@@ -138,6 +147,7 @@ def _build(folder: Path, run: Run) -> Contents:
         refresher=run.refresher,
         config=run.config,
         checkpoints=run.checkpoints,
+        evaluate=run.evaluate,
     )
     _write_model(folder, learner, run)
     num_rows = write_table(folder / LOG, _log_rows(result), TRAINING_LOG)

@@ -118,7 +118,7 @@ class Learner:
         """Question vectors `[B, D]` for the search, without dropout."""
         assert self.question_encoder is not None
         self.question_encoder.eval()
-        with self._precision():
+        with self.precision():
             return encode_questions(self.question_encoder, questions)
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class Learner:
         assert encoder is not None
         encoder.eval()
         silent = progress(total=len(passages), what="embed", unit="passages")
-        with self._precision():
+        with self.precision():
             return embed_texts(
                 encoder,
                 passage_texts(encoder, passages),
@@ -197,7 +197,7 @@ class Learner:
         for part in batch.split(self.config.micro_batch_size):
             label_BT = self.reader.tokenize_targets(part.targets, part.questions)
             share = len(part.questions) / len(batch.questions)
-            with self._precision():
+            with self.precision():
                 loss, signal = self._read(part, label_BT, teaches=teaches)
             loss = loss * (int((label_BT >= 0).sum()) / num_tokens)
             reader_total += loss.item()
@@ -236,7 +236,7 @@ class Learner:
     def _distil(self, batch: Batch, signal: Signal) -> Tensor:
         """The retriever's loss, with gradient into the encoders that learn."""
         assert self.question_encoder is not None
-        with self.timer.part("retriever_forward"), self._precision():
+        with self.timer.part("retriever_forward"), self.precision():
             question_BD = encode_questions(self.question_encoder, batch.questions)
             if self.passage_encoder is None:
                 passage_BRD = batch.vectors
@@ -245,7 +245,8 @@ class Learner:
                 passage_BRD = encode_passages(self.passage_encoder, batch.passages)
         return retriever_loss(retriever_scores(question_BD.float(), passage_BRD.float()), signal, self.config)
 
-    def _precision(self) -> torch.autocast:
+    def precision(self) -> torch.autocast:
+        """Number format of matrix products inside."""
         return torch.autocast(self.reader.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _set_training(self, is_training: bool) -> None:

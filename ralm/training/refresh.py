@@ -12,13 +12,11 @@ import numpy as np
 
 from ralm.artifacts.files import remove
 from ralm.corpus.lookup import Passage, PassageLookup
-from ralm.errors import ConfigError
-from ralm.index.search import Index
+from ralm.index.search import Index, open_index
 from ralm.log import progress
 
 BLOCK_PASSAGES = 1024
 """A request to stop is heard between blocks."""
-VECTORS = "vectors.npy"
 PREFIX = "index-"
 
 EmbedPassages = Callable[[Sequence[Passage], progress], np.ndarray]
@@ -56,29 +54,28 @@ class IndexRefresher:
             True if the new index is in use.
 
         Raises:
-            ConfigError: a vector is not finite; the training went wrong.
+            ArtifactError: a vector holds values that are not finite: the training went wrong.
         """
         folder = self._folder_of(step)
-        work = folder.with_name("." + folder.name)
-        remove(work)
-        work.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = folder.with_name(f".{folder.name}.npy")
         try:
-            if not self._embed_all(work / VECTORS, step, embed, is_stopped):
+            vector_ND = self._embed_all(work, embed, is_stopped)
+            if vector_ND is None:
                 return False
-            remove(folder)
-            folder.mkdir()
-            (work / VECTORS).rename(folder / VECTORS)
+            self.index, self.step = self._first.with_vectors(vector_ND, folder), step
         finally:
             remove(work)
-        self._take(step)
         return True
 
     def reopen(self, step: int) -> None:
-        """Take the index that was made before this update into use again; 0 for the first one."""
-        if step == 0:
-            self.index, self.step = self._first, 0
-        else:
-            self._take(step)
+        """Take the index that was made before this update into use again; 0 for the first one.
+
+        Raises:
+            ArtifactError: its files are not there.
+        """
+        self.index = self._first if step == 0 else open_index(str(self._folder_of(step)), passage_encoder="")
+        self.step = step
 
     def keep_only(self, steps: set[int]) -> None:
         """Remove the files of all indices but those of these updates and the one in use."""
@@ -87,32 +84,21 @@ class IndexRefresher:
             if path.name not in names:
                 remove(path)
 
-    def _take(self, step: int) -> None:
-        folder = self._folder_of(step)
-        vector_ND = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
-        self.index, self.step = self._first.with_vectors(vector_ND, folder / "search"), step
-
     def _folder_of(self, step: int) -> Path:
         return self._folder / f"{PREFIX}{step:08d}"
 
-    def _embed_all(self, path: Path, step: int, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> bool:
+    def _embed_all(self, path: Path, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> np.ndarray | None:
+        """Vectors of all passages in a memory-mapped file; None if stopped."""
         ids_N = self._first.passage_ids
         shape = (len(ids_N), self._first.dimension)
-        vector_ND = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        vector_ND = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         with progress(total=len(ids_N), what="refresh the index", unit="passages") as bar:
             for start in range(0, len(ids_N), BLOCK_PASSAGES):
                 if is_stopped():
-                    return False
+                    return None
                 block = slice(start, start + BLOCK_PASSAGES)
-                with np.errstate(over="ignore"):
-                    vector_ND[block] = embed(self.passages.get(ids_N[block]), bar)
-                if not np.isfinite(vector_ND[block]).all():
-                    raise ConfigError(
-                        f"update {step + 1}: the passage encoder gives vectors that are not finite as f16; "
-                        "lower retriever_learning_rate"
-                    )
-        vector_ND.flush()
-        return True
+                vector_ND[block] = embed(self.passages.get(ids_N[block]), bar)
+        return vector_ND
 
 
 def result_overlap(first_BK: np.ndarray, second_BK: np.ndarray) -> float:
