@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ralm.artifacts.files import sha256_file
+from ralm.errors import DataError
 from ralm.question_sets.catalog import fetch_files, find_dataset
 from ralm.question_sets.fever import fever_splits
 from ralm.question_sets.kilt import kilt_splits
@@ -49,7 +50,12 @@ def open_dataset(source: str, *, files: Mapping[str, str], base_url: str, dev_sp
     if dataset.name == "mmlu":
         parse_layout(variant)
     needless = ("index",) if is_divided and dev_split != "fid" else ()
-    paths = fetch_files(dataset, files=files, base_url=base_url, without=needless)
+    try:
+        paths = fetch_files(dataset, files=files, base_url=base_url, without=needless)
+    except DataError as error:
+        if "index" not in dataset.files or dataset.files["index"].name not in str(error):
+            raise
+        raise DataError(f"{error}; with dev_split hash this file is not needed") from error
     config = {"source": source, **({"dev_split": dev_split} if is_divided else {})}
     return QuestionSet(
         inputs={role: sha256_file(path) for role, path in paths.items()},

@@ -1,6 +1,6 @@
 """Pretraining questions from the passages themselves: `corpus:mlm`, `corpus:lm`, `corpus:section`.
 
-One row for each passage with text (`section`: and with a section); its own passage is not to be retrieved, so
+One row for each passage with text (`section`: and with a title and a section); its own passage is not to be retrieved, so
 `source_id` is the passage's id. The rows are shuffled: the first are test, the next dev, the rest train, and train is
 in shuffled order too, so that its first N rows are a sample.
 
@@ -106,12 +106,11 @@ def shuffled_places(eligible_N: np.ndarray, seed: int) -> np.ndarray:
 def _eligible(files: Files, task: str, infoboxes: bool) -> np.ndarray:
     """For each passage whether there is something to ask about it."""
     found = [np.zeros(0, dtype=bool)]
-    for table in iterate_rows(files, "passages/1", columns=["text", "section", "kind"]):
-        keep = _is_filled(table.column("text"))
-        if task == "section":
-            keep = pc.and_(keep, _is_filled(table.column("section")))
-        if not infoboxes:
-            keep = pc.and_(keep, pc.not_equal(table.column("kind"), INFOBOX))
+    needed = ("text", "title", "section") if task == "section" else ("text",)
+    for table in iterate_rows(files, "passages/1", columns=[*needed, "kind"]):
+        keep = pc.not_equal(table.column("kind"), "" if infoboxes else INFOBOX)
+        for name in needed:
+            keep = pc.and_(keep, _is_filled(table.column(name)))
         found.append(keep.to_numpy())
     return np.concatenate(found)
 

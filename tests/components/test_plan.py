@@ -35,6 +35,11 @@ def test_settings_win_over_inputs() -> None:
     assert json.loads(result["train"])["num_steps"] == 2
 
 
+def test_a_setting_with_free_names_takes_any() -> None:
+    result = planned(settings='{"download": {"files": {"train": "t.jsonl"}}}')
+    assert json.loads(result["download"])["files"] == {"train": "t.jsonl"}
+
+
 def test_a_named_model_replaces_the_recipes_halves() -> None:
     result = planned("nq-base", model="bundle", questions="q")
     assert (result["model"], result["retriever"], result["reader"]) == ("bundle", "", "")

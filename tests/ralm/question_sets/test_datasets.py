@@ -251,6 +251,14 @@ def test_an_official_file_with_other_content_is_refused(prepare: Prepare, site: 
         prepare("dataset:fever", {}, base_url=site.url)
 
 
+def test_without_the_index_file_the_other_division_is_named(prepare: Prepare, site: Site) -> None:
+    site.files["/triviaqa/triviaqa-unfiltered.tar.gz"] = excerpt_tar("triviaqa", "triviaqa-unfiltered/")
+    with pytest.raises(DataError, match=r"dataindex.tar.gz: the server answered 404 .*; with dev_split hash"):
+        prepare("dataset:triviaqa", {}, base_url=site.url, dev_split="fid")
+    tables = prepare("dataset:triviaqa", {}, base_url=site.url, dev_split="hash")
+    assert len(tables["test"]) == 3
+
+
 def test_a_broken_download_goes_on_where_it_broke(prepare: Prepare, site: Site) -> None:
     files = serve(site, test=EXCERPTS / "nq-open" / "NQ-open.dev.jsonl")
     site.drop_after = [100, 50]

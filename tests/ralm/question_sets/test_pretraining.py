@@ -126,13 +126,14 @@ def test_passages_without_text_or_section_are_left_out(tmp_path: Path) -> None:
         8,
         text=["x", "", " \n", "y", "z", "u", "v", "w"],
         section=["s", "s", "s", "", " ", "s", "s", "s"],
+        title=["t"] * 5 + ["", "t", "t"],
         kind=["text"] * 7 + ["infobox"],
     )
-    sizes = {"num_test": 1, "num_dev": 1}
+    sizes = {"num_test": 1, "num_dev": 0}
     for task, infoboxes, expected in (
         ("mlm", True, "034567"),
-        ("section", True, "0567"),
-        ("section", False, "056"),
+        ("section", True, "067"),
+        ("section", False, "06"),
     ):
         tables = ids(write(tmp_path / f"{task}-{infoboxes}", corpus, task, infoboxes=infoboxes, **sizes))
         found = sorted(str(int(str(name)) - 1000) for names in tables.values() for name in names)
