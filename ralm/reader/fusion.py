@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
+from ralm.artifacts.files import read_json, write_json
 from ralm.errors import ConfigError
 from ralm.objectives.attention import attention_distillation_scores, attention_statistics
 from ralm.objectives.distillation import IGNORED_LABEL as IGNORED_LABEL
@@ -102,6 +103,7 @@ class FusionReader(nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and `config.json`, and copy the tokenizer's files byte for byte."""
         self.model.save_pretrained(folder)
+        _tell_untied(folder / "config.json")
         for name in TOKENIZER_FILES:
             if (self._folder / name).is_file() and self._folder != folder:
                 (folder / name).write_bytes((self._folder / name).read_bytes())
@@ -293,6 +295,15 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def _tell_untied(path: Path) -> None:
+    """Say in `config.json` that the output layer is not the embedding, as the official files of T5 1.1 do.
+
+    transformers 5 writes true for every T5 and goes by `scale_decoder_outputs`; version 4 would tie the two.
+    """
+    config = read_json(str(path))
+    write_json(path, config | {"tie_word_embeddings": config["scale_decoder_outputs"]})
 
 
 def _round_up(length: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from ralm.errors import ConfigError
@@ -124,6 +125,8 @@ def _generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=fused.state),
         attention_mask=fused.mask,
         **_forced(reader, prompts),
+        # Made here, since transformers' own has as many layers as the encoder, whatever the decoder has.
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
         do_sample=False,
         num_beams=generation.num_beams,
         num_return_sequences=generation.num_candidates,
