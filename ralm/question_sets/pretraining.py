@@ -1,8 +1,8 @@
 """Pretraining questions from the passages themselves: `corpus:mlm`, `corpus:lm`, `corpus:section`.
 
-One row for each passage with text (`section`: and with a title and a section); its own passage is not to be retrieved, so
-`source_id` is the passage's id. The rows are shuffled: the first are test, the next dev, the rest train, and train is
-in shuffled order too, so that its first N rows are a sample.
+One row for each passage with text (`section`: and with a title and a section); its own passage is not to be
+retrieved, so `source_id` is the passage's id. The rows are shuffled: the first are test, the next dev, the rest train,
+and train is in shuffled order too, so that its first N rows are a sample.
 
 Tens of millions of passages do not fit into memory as Python objects. What is held for the whole corpus is one number
 a row (its place in the shuffled order, 8 bytes, and the permutation it comes from). Texts pass through as Arrow tables
