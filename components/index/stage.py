@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from components.index.config import IndexConfig
 from ralm.artifacts.files import Location, exists, file_system, is_folder, is_remote, join, local_path
@@ -16,13 +14,12 @@ from ralm.artifacts.schemas import PASSAGE_IDS as PASSAGE_IDS_SCHEMA
 from ralm.artifacts.store import Contents, produce
 from ralm.artifacts.tables import write_table
 from ralm.errors import ArtifactError, DataError
-from ralm.index.exact import ExactSearcher
-from ralm.index.recall import recall_at_k, reference_rows
-from ralm.index.search import MATRIX, PASSAGE_IDS
-from ralm.retriever.vectors import read_vectors
+from ralm.index.build import finish_index
+from ralm.index.matrix import create_matrix, to_storage
+from ralm.index.search import PASSAGE_IDS
+from ralm.retriever.vectors import iterate_vectors
 
-STAGE_VERSION = 1
-RECALL_CUTS = (1, 10, 100)
+STAGE_VERSION = 2
 
 
 def index(
@@ -36,14 +33,15 @@ def index(
     Args:
         embeddings: An embeddings artifact, a folder with one artifact per shard, or a list of these.
         index: Output folder of the index.
-        config: Kind and number format.
+        config: Kind, number format and options.
 
     Returns:
-        The index's manifest; `details` hold kind, metric, dimension, encoder fingerprint and recall@k against
-        brute force.
+        The index's manifest; `details` hold kind, metric, dimension, options as they were resolved, resident bytes
+        per vector, encoder fingerprint and recall@k against brute force.
 
     Raises:
         ArtifactError: a shard is missing, occurs twice, or belongs to other passages or another encoder.
+        ConfigError: the corpus is too small for the kind, or an option does not fit it.
         DataError: there are no vectors at all.
     """
     places = [embeddings] if isinstance(embeddings, str) else embeddings
@@ -95,41 +93,24 @@ def _build(folder: Path, shards: Sequence[Artifact], config: IndexConfig) -> Con
     num_passages, dimension = sum(shard.manifest.rows for shard in shards), int(source["dimension"])
     if not num_passages:
         raise DataError(f"{shards[0].location}: no vectors to index; the corpus is empty")
-    dtype = np.float16 if config.dtype == "f16" else np.float32
-    matrix_ND: Any = np.lib.format.open_memmap(folder / MATRIX, mode="w+", dtype=dtype, shape=(num_passages, dimension))
+    matrix_ND = create_matrix(folder, config.storage, num_passages, dimension)
     ids_N, row = np.empty(num_passages, np.int64), 0
     for shard in shards:
         for place, _ in shard.tables():
-            ids, vectors = read_vectors(place)
-            if not np.isfinite(vectors).all():
-                raise ArtifactError(f"{place}: a vector holds infinite or undefined values")
-            matrix_ND[row : row + len(ids)], ids_N[row : row + len(ids)] = vectors, ids
-            row += len(ids)
-    matrix_ND.flush()
-    rows = write_table(folder / PASSAGE_IDS, [{"passage_id": value} for value in ids_N.tolist()], PASSAGE_IDS_SCHEMA)
+            for ids, vectors in iterate_vectors(place):
+                rows = slice(row, row + len(ids))
+                try:
+                    matrix_ND[rows], ids_N[rows] = to_storage(vectors, config.storage), ids
+                except ArtifactError as error:
+                    raise ArtifactError(f"{place}: {error}") from error
+                row = rows.stop
+    write_table(folder / PASSAGE_IDS, [{"passage_id": value} for value in ids_N.tolist()], PASSAGE_IDS_SCHEMA)
     return Contents(
-        rows={PASSAGE_IDS: rows},
+        rows={PASSAGE_IDS: num_passages},
         counts={"passages": num_passages, "shards": len(shards)},
         details={
-            "kind": config.kind,
-            "metric": "inner_product",
-            "dimension": dimension,
-            "dtype": config.dtype,
+            **finish_index(folder, matrix_ND, config),
             "passages": source["passages"],
             "passage_encoder": source["passage_encoder"],
-            "recall": _measure_recall(matrix_ND, config),
         },
     )
-
-
-def _measure_recall(matrix_ND: np.ndarray, config: IndexConfig) -> dict[str, float]:
-    """recall@k of the finished index, asked with some of its own vectors."""
-    probes = np.unique(np.linspace(0, len(matrix_ND) - 1, config.num_probes).astype(np.int64))
-    question_BD = np.asarray(matrix_ND[probes], np.float32)
-    searcher, recall = ExactSearcher(matrix_ND, torch.device("cpu")), {}
-    for k in (cut for cut in RECALL_CUTS if cut <= len(matrix_ND)):
-        _, found_BK = searcher.search(question_BD, k)
-        found_score_BK = np.einsum("bd,bkd->bk", question_BD, matrix_ND[found_BK].astype(np.float32))
-        exact_score_BK, _ = reference_rows(question_BD, matrix_ND, k)
-        recall[f"recall_at_{k}"] = round(recall_at_k(found_score_BK, exact_score_BK), 6)
-    return recall

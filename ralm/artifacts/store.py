@@ -138,7 +138,17 @@ def produce(
         if manifest is None:
             work = _work_folder(key)
             try:
-                manifest = _build(work, build, kind, version, plain, dict(inputs), stage, stage_version, seed)
+                manifest = build_artifact(
+                    work,
+                    build,
+                    kind=kind,
+                    version=version,
+                    config=plain,
+                    inputs=dict(inputs),
+                    stage=stage,
+                    stage_version=stage_version,
+                    seed=seed,
+                )
                 _publish(work, place, manifest)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -152,9 +162,10 @@ def produce(
     return manifest
 
 
-def _build(
+def build_artifact(
     work: Path,
     build: Build,
+    *,
     kind: str,
     version: int,
     config: dict[str, Any],
@@ -163,6 +174,7 @@ def _build(
     stage_version: int,
     seed: int,
 ) -> Manifest:
+    """Make an artifact in a work folder, outside the store; whoever calls it renames the folder when it is done."""
     remove(work)
     work.mkdir(parents=True)
     started_at = time.monotonic()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
-REFERENCE_BLOCK_ROWS = 262144
+from ralm.index.matrix import BLOCK_ROWS, to_float32
 
 
 def reference_rows(question_BD: np.ndarray, matrix_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact top k by faiss in fp32, block by block.
+
+    Args:
+        question_BD: float32.
+        matrix_ND: vectors as `matrix.npy` holds them.
+        k: passages per question, at most N.
 
     Returns:
         (score_BK, row_BK), best first.
     """
     heap = faiss.ResultHeap(len(question_BD), k, keep_max=True)
     question = np.ascontiguousarray(question_BD, np.float32)
-    for start in range(0, len(matrix_ND), REFERENCE_BLOCK_ROWS):
-        block = matrix_ND[start : start + REFERENCE_BLOCK_ROWS].astype(np.float32)
+    for start in range(0, len(matrix_ND), BLOCK_ROWS):
+        block = to_float32(matrix_ND[start : start + BLOCK_ROWS])
         score, row = faiss.knn(question, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
         if score.shape[1] < k:
             padding = ((0, 0), (0, k - score.shape[1]))

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from ralm.artifacts.files import Location
+from ralm.artifacts.files import Location, remove
 from ralm.artifacts.manifest import Artifact, open_artifact
+from ralm.artifacts.store import Contents, build_artifact
 from ralm.artifacts.tables import read_table
 from ralm.device import best_device
-from ralm.errors import ArtifactError
-from ralm.index.exact import ExactSearcher
+from ralm.errors import ArtifactError, ConfigError
+from ralm.index.approximate import FAISS_FILE
+from ralm.index.build import finish_index, open_searcher
+from ralm.index.config import IndexSettings
+from ralm.index.matrix import BLOCK_ROWS, MATRIX, create_matrix, open_matrix, to_float32, to_storage
 
-MATRIX = "matrix.npy"
 PASSAGE_IDS = "passage_ids.parquet"
+REFRESH_VERSION = 1
 
 
 class Index:
-    """The passage vectors of a corpus, open for search.
+    """The passage vectors of a corpus, open for search, whatever the kind.
 
     Attributes:
+        kind: of the index, as in `IndexSettings`.
         fingerprint: of the index artifact.
         passage_ids: int64 array (N,): row -> passage id.
         passages_fingerprint: of the `passages` artifact it was made from.
+        passage_encoder: fingerprint of the passage encoder that made the vectors.
     """
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
+        details = artifact.manifest.details
+        self.kind: str = details["kind"]
         self.fingerprint = artifact.fingerprint
-        self.passages_fingerprint: str = artifact.manifest.details["passages"]
-        self.passage_encoder: str = artifact.manifest.details["passage_encoder"]
+        self.passages_fingerprint: str = details["passages"]
+        self.passage_encoder: str = details["passage_encoder"]
         self.passage_ids = read_table(artifact.file(PASSAGE_IDS), "passage_ids/1").column(0).to_numpy()
-        self._matrix_ND = np.load(artifact.local(MATRIX), mmap_mode="r", allow_pickle=False)
-        if self._matrix_ND.shape != (len(self.passage_ids), artifact.manifest.details["dimension"]):
-            raise ArtifactError(
-                f"{artifact.location}: {MATRIX} has shape {self._matrix_ND.shape}, expected "
-                f"{(len(self.passage_ids), artifact.manifest.details['dimension'])}"
-            )
-        self._searcher = ExactSearcher(self._matrix_ND, device)
+        self._matrix_ND = open_matrix(artifact.local(MATRIX), len(self.passage_ids), details["dimension"])
+        faiss_file = artifact.local(FAISS_FILE) if artifact.has(FAISS_FILE) else None
+        self._searcher = open_searcher(faiss_file, self._matrix_ND, details, device)
+        self._artifact, self._device = artifact, device
 
     @property
     def num_passages(self) -> int:
@@ -49,10 +57,10 @@ class Index:
         return int(self._matrix_ND.shape[1])
 
     def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k passages with the largest inner product for each question.
+        """The k passages with the largest inner product for each question, as far as the kind finds them.
 
         Returns:
-            (score_BK float32, row_BK int64), best first; `passage_ids[row_BK]` are their ids.
+            (score_BK float32, row_BK int64), best first, k different rows; `passage_ids[row_BK]` are their ids.
 
         Raises:
             ConfigError: k exceeds the number of passages, or the vectors have another size.
@@ -61,7 +69,56 @@ class Index:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored vectors of these rows as float32, shape `rows.shape + (D,)`."""
-        return np.asarray(self._matrix_ND[np.asarray(rows)], dtype=np.float32)
+        return to_float32(self._matrix_ND[np.asarray(rows)])
+
+    def with_vectors(self, matrix_ND: np.ndarray, folder: Path, *, passage_encoder: str = "") -> Index:
+        """The same passages with new vectors: the refresh inside training.
+
+        Kind and settings stay; what is `auto` is tuned anew. `folder` becomes an index artifact of its own, whole or
+        not at all, which `open_index` opens again; what was there before is replaced. This index stays usable.
+
+        Args:
+            matrix_ND: a new vector for each row, float16 or float32.
+            folder: of the new index.
+            passage_encoder: fingerprint of the encoder that made the vectors, where it has one.
+
+        Raises:
+            ConfigError: the vectors have another shape than this index's.
+            ArtifactError: a vector holds values that are infinite or undefined.
+        """
+        shape = (self.num_passages, self.dimension)
+        if matrix_ND.shape != shape:
+            raise ConfigError(f"matrix_ND: expected the shape of the index, {shape}, found {matrix_ND.shape}")
+        settings = IndexSettings(**self._artifact.manifest.config)
+
+        def build(work: Path) -> Contents:
+            shutil.copyfile(self._artifact.local(PASSAGE_IDS), work / PASSAGE_IDS)
+            target_ND = create_matrix(work, settings.storage, *shape)
+            for start in range(0, shape[0], BLOCK_ROWS):
+                part = slice(start, start + BLOCK_ROWS)
+                target_ND[part] = to_storage(matrix_ND[part], settings.storage)
+            details = finish_index(work, target_ND, settings)
+            return Contents(
+                rows={PASSAGE_IDS: shape[0]},
+                counts={"passages": shape[0]},
+                details={**details, "passages": self.passages_fingerprint, "passage_encoder": passage_encoder},
+            )
+
+        work = folder.with_name(f".{folder.name}.unfinished")
+        build_artifact(
+            work,
+            build,
+            kind="index",
+            version=1,
+            config=dict(self._artifact.manifest.config),
+            inputs={"index": self.fingerprint},
+            stage="refresh",
+            stage_version=REFRESH_VERSION,
+            seed=0,
+        )
+        remove(folder)
+        work.rename(folder)
+        return Index(open_artifact(str(folder), "index"), self._device)
 
 
 def open_index(location: Location, *, passage_encoder: str, device: torch.device | None = None) -> Index:

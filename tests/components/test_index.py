@@ -71,8 +71,8 @@ def test_another_encoder_is_refused_with_both_fingerprints(toy_index: str) -> No
 
 
 def test_fp32_index(tmp_path: Path, shards: Path) -> None:
-    manifest = index(embeddings=str(shards), index=str(tmp_path / "index"), config=IndexConfig(dtype="f32"))
-    assert manifest.details["dtype"] == "f32"
+    manifest = index(embeddings=str(shards), index=str(tmp_path / "index"), config=IndexConfig(storage="f32"))
+    assert manifest.details["storage"] == "f32"
 
 
 def test_probes_must_be_positive() -> None:

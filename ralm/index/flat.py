@@ -10,25 +10,28 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ralm.errors import ConfigError
+from ralm.index.matrix import BLOCK_ROWS, check_search, to_float32
 
-BLOCK_ROWS = 65536
 RESIDENT_BYTES = 2 << 30
 """Up to this size the matrix is held as fp32 on the device; a larger one is converted block by block."""
 
 
-class ExactSearcher:
+def is_resident(matrix_ND: np.ndarray) -> bool:
+    """True where the whole matrix is held as fp32."""
+    return matrix_ND.size * 4 <= RESIDENT_BYTES
+
+
+class FlatSearcher:
     """Search a matrix of passage vectors by inner product.
 
     Args:
-        matrix_ND: float16 or float32 vectors, best memory-mapped.
+        matrix_ND: vectors as `matrix.npy` holds them, best memory-mapped.
         device: where the products are computed.
     """
 
     def __init__(self, matrix_ND: np.ndarray, device: torch.device) -> None:
         self._matrix_ND, self._device = matrix_ND, device
-        fits = matrix_ND.size * 4 <= RESIDENT_BYTES
-        self._resident_ND = self._load(0, len(matrix_ND)) if fits else None
+        self._resident_ND = self._load(0, len(matrix_ND)) if is_resident(matrix_ND) else None
 
     def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each question; among equal scores the lower row comes first.
@@ -44,15 +47,11 @@ class ExactSearcher:
             ConfigError: k is not between 1 and N, or the question vectors have another size than the passages'.
 
         Example:
-            >>> searcher = ExactSearcher(np.eye(3, dtype=np.float32), torch.device("cpu"))
+            >>> searcher = FlatSearcher(np.eye(3, dtype=np.float32), torch.device("cpu"))
             >>> searcher.search(np.array([[0.0, 2.0, 1.0]], np.float32), 2)[1].tolist()
             [[1, 2]]
         """
-        num_passages, dimension = self._matrix_ND.shape
-        if not 1 <= k <= num_passages:
-            raise ConfigError(f"k: expected 1 to {num_passages}, the number of passages in the index, found {k}")
-        if question_BD.shape[1] != dimension:
-            raise ConfigError(f"question vectors have {question_BD.shape[1]} values, the index's passages {dimension}")
+        check_search(question_BD, k, *self._matrix_ND.shape)
         question = torch.from_numpy(np.ascontiguousarray(question_BD, np.float32)).to(self._device)
         best_score = torch.empty((len(question), 0), device=self._device)
         best_row = torch.empty((len(question), 0), dtype=torch.int64, device=self._device)
@@ -74,7 +73,7 @@ class ExactSearcher:
             yield start, resident[start:stop] if resident is not None else self._load(start, stop)
 
     def _load(self, start: int, stop: int) -> torch.Tensor:
-        return torch.from_numpy(self._matrix_ND[start:stop].astype(np.float32)).to(self._device)
+        return torch.from_numpy(to_float32(self._matrix_ND[start:stop])).to(self._device)
 
 
 def _best(score_BN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

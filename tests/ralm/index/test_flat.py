@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ralm.errors import ConfigError
-from ralm.index import exact
-from ralm.index.exact import ExactSearcher
+from ralm.index import flat
+from ralm.index.flat import FlatSearcher
 from ralm.index.recall import recall_at_k, reference_rows
 
 CPU = torch.device("cpu")
@@ -31,11 +31,11 @@ def test_small_integers_equal_brute_force_with_ties(data: st.DataObject) -> None
     matrix = np.array(data.draw(st.lists(st.lists(value, min_size=size, max_size=size), min_size=rows, max_size=rows)))
     question = np.array(data.draw(st.lists(st.lists(value, min_size=size, max_size=size), min_size=1, max_size=3)))
     block = data.draw(st.integers(1, 50))
-    before, exact.BLOCK_ROWS = exact.BLOCK_ROWS, block
+    before, flat.BLOCK_ROWS = flat.BLOCK_ROWS, block
     try:
-        _, found = ExactSearcher(matrix.astype(np.float32), CPU).search(question.astype(np.float32), k)
+        _, found = FlatSearcher(matrix.astype(np.float32), CPU).search(question.astype(np.float32), k)
     finally:
-        exact.BLOCK_ROWS = before
+        flat.BLOCK_ROWS = before
     np.testing.assert_array_equal(found, brute_force(question, matrix, k))
 
 
@@ -44,9 +44,9 @@ def test_random_vectors_equal_faiss(dtype: type, monkeypatch: pytest.MonkeyPatch
     generator = np.random.default_rng(1)
     matrix = generator.normal(size=(5000, 32)).astype(dtype)
     question = generator.normal(size=(17, 32)).astype(np.float32)
-    monkeypatch.setattr(exact, "BLOCK_ROWS", 999)
-    monkeypatch.setattr(exact, "RESIDENT_BYTES", 0)
-    score, row = ExactSearcher(matrix, CPU).search(question, 100)
+    monkeypatch.setattr(flat, "BLOCK_ROWS", 999)
+    monkeypatch.setattr(flat, "RESIDENT_BYTES", 0)
+    score, row = FlatSearcher(matrix, CPU).search(question, 100)
     reference_score, reference_row = reference_rows(question, matrix, 100)
     np.testing.assert_allclose(score, reference_score, rtol=1e-5, atol=1e-5)
     assert (row == reference_row).mean() > 0.999
@@ -55,14 +55,14 @@ def test_random_vectors_equal_faiss(dtype: type, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_k_out_of_range(k: int) -> None:
-    searcher = ExactSearcher(np.eye(3, dtype=np.float32), CPU)
+    searcher = FlatSearcher(np.eye(3, dtype=np.float32), CPU)
     with pytest.raises(ConfigError, match="k: expected 1 to 3"):
         searcher.search(np.zeros((1, 3), np.float32), k)
 
 
 def test_question_of_another_size() -> None:
     with pytest.raises(ConfigError, match="question vectors have 5 values"):
-        ExactSearcher(np.eye(3, dtype=np.float32), CPU).search(np.zeros((1, 5), np.float32), 1)
+        FlatSearcher(np.eye(3, dtype=np.float32), CPU).search(np.zeros((1, 5), np.float32), 1)
 
 
 def test_recall_counts_what_is_missed() -> None:
@@ -76,6 +76,6 @@ def test_gpu_equals_cpu() -> None:
     generator = np.random.default_rng(2)
     matrix = generator.normal(size=(20000, 64)).astype(np.float16)
     question = generator.normal(size=(8, 64)).astype(np.float32)
-    on_gpu = ExactSearcher(matrix, torch.device("cuda")).search(question, 20)
-    on_cpu = ExactSearcher(matrix, CPU).search(question, 20)
+    on_gpu = FlatSearcher(matrix, torch.device("cuda")).search(question, 20)
+    on_cpu = FlatSearcher(matrix, CPU).search(question, 20)
     np.testing.assert_allclose(on_gpu[0], on_cpu[0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,125 @@
+"""From `matrix.npy` to a finished index: the faiss file of approximate kinds, tuning, recall, bytes per vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from ralm.errors import ArtifactError
+from ralm.index.approximate import (
+    FAISS_FILE,
+    ApproximateSearcher,
+    Effort,
+    Layout,
+    build_faiss,
+    read_faiss,
+    resolve_layout,
+)
+from ralm.index.config import USED_BY, IndexSettings
+from ralm.index.flat import FlatSearcher, is_resident
+from ralm.index.tuning import TUNED_CUT, make_probes, measure_recall, tune
+
+logger = logging.getLogger(__name__)
+
+
+def finish_index(folder: Path, matrix_ND: np.ndarray, settings: IndexSettings) -> dict[str, Any]:
+    """Write what the kind needs beside `matrix.npy`, and measure it.
+
+    Args:
+        folder: of the index.
+        matrix_ND: its `matrix.npy`, filled.
+        settings: kind and options.
+
+    Returns:
+        Facts for the manifest: kind, metric, dimension, storage, resolved options, resident bytes per vector, recall.
+
+    Raises:
+        ConfigError: the corpus is too small for the kind, or an option does not fit it.
+    """
+    common = {
+        "kind": settings.kind,
+        "metric": "inner_product",
+        "dimension": matrix_ND.shape[1],
+        "storage": settings.storage,
+    }
+    probe_BD = make_probes(matrix_ND, settings.num_probes, seed=2)
+    if settings.kind == "flat":
+        flat = FlatSearcher(matrix_ND, torch.device("cpu"))
+        per_value = 4 if is_resident(matrix_ND) else matrix_ND.itemsize
+        return {
+            **common,
+            "bytes_per_vector": per_value * matrix_ND.shape[1],
+            "recall": measure_recall(flat.search, probe_BD, matrix_ND),
+        }
+    layout = resolve_layout(settings, *matrix_ND.shape)
+    index = build_faiss(matrix_ND, layout)
+    faiss.write_index(index, str(folder / FAISS_FILE))
+    effort, tuned_recall = tune(index, matrix_ND, layout, settings)
+    if tuned_recall < settings.recall_target:
+        logger.warning(
+            "index: %s finds %.3f of the true top %d at its best, short of recall_target %.3f",
+            settings.kind,
+            tuned_recall,
+            TUNED_CUT,
+            settings.recall_target,
+        )
+    return {
+        **common,
+        "bytes_per_vector": round((folder / FAISS_FILE).stat().st_size / len(matrix_ND), 2),
+        "options": plain_options(layout, effort),
+        "recall_target_reached": tuned_recall >= settings.recall_target,
+        "recall": measure_recall(ApproximateSearcher(index, matrix_ND, layout, effort).search, probe_BD, matrix_ND),
+        "recall_without_rerank": measure_recall(
+            ApproximateSearcher(index, matrix_ND, layout, dataclasses.replace(effort, rerank=0)).search,
+            probe_BD,
+            matrix_ND,
+        ),
+    }
+
+
+def plain_options(layout: Layout, effort: Effort) -> dict[str, int]:
+    """The options that the kind uses, each with the number it was given or tuned to.
+
+    Example:
+        >>> plain_options(Layout(kind="ivf_flat", storage="f16", nlist=64), Effort(breadth=8, rerank=0))
+        {'nlist': 64, 'nprobe': 8}
+    """
+    numbers = {
+        **dataclasses.asdict(layout),
+        "nprobe": effort.breadth,
+        "hnsw_ef": effort.breadth,
+        "rerank": effort.rerank,
+    }
+    return {name: numbers[name] for name, kinds in USED_BY.items() if layout.kind in kinds}
+
+
+def open_searcher(
+    faiss_file: Path | None, matrix_ND: np.ndarray, details: Mapping[str, Any], device: torch.device
+) -> FlatSearcher | ApproximateSearcher:
+    """The searcher of a finished index.
+
+    Args:
+        faiss_file: its `index.faiss`, None for a flat index.
+        matrix_ND: its mapped `matrix.npy`.
+        details: as `finish_index` returned them.
+        device: where a flat index is searched; the other kinds run on the CPU.
+
+    Raises:
+        ArtifactError: `index.faiss` is missing or damaged.
+    """
+    if details["kind"] == "flat":
+        return FlatSearcher(matrix_ND, device)
+    if faiss_file is None:
+        raise ArtifactError(f"an index of kind {details['kind']} needs a file {FAISS_FILE}; build it again")
+    options = details["options"]
+    fixed = {name: options[name] for name in ("nlist", "code_size", "hnsw_m") if name in options}
+    layout = Layout(kind=details["kind"], storage=details["storage"], **fixed)
+    effort = Effort(breadth=options.get("nprobe", options.get("hnsw_ef", 1)), rerank=options.get("rerank", 0))
+    return ApproximateSearcher(read_faiss(faiss_file, *matrix_ND.shape), matrix_ND, layout, effort)

@@ -1,0 +1,94 @@
+"""`matrix.npy`: all vectors of an index, row by row, mapped into memory.
+
+numpy has no bf16: such a matrix holds the upper 16 bits of each fp32 value as uint16, and is widened when read.
+
+Shapes: B questions, N passages, D values in a vector.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ralm.errors import ArtifactError, ConfigError
+from ralm.index.config import Storage
+
+MATRIX = "matrix.npy"
+BLOCK_ROWS = 65536
+"""Rows that are converted at a time."""
+NUMPY_DTYPES: dict[Storage, str] = {"f16": "<f2", "f32": "<f4", "bf16": "<u2"}
+
+
+def create_matrix(folder: Path, storage: Storage, num_passages: int, dimension: int) -> np.ndarray:
+    """An empty `matrix.npy` for writing."""
+    shape = (num_passages, dimension)
+    matrix_ND: np.ndarray = np.lib.format.open_memmap(
+        folder / MATRIX, mode="w+", dtype=np.dtype(NUMPY_DTYPES[storage]), shape=shape
+    )
+    return matrix_ND
+
+
+def open_matrix(path: Path, num_passages: int, dimension: int) -> np.ndarray:
+    """Map a `matrix.npy`; its pages are read when they are touched.
+
+    Raises:
+        ArtifactError: no such array, or one of another shape or number format.
+    """
+    try:
+        matrix_ND: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ArtifactError(f"{path}: expected an array of numbers, found {error}") from error
+    if matrix_ND.shape != (num_passages, dimension) or matrix_ND.dtype.str not in NUMPY_DTYPES.values():
+        raise ArtifactError(
+            f"{path}: expected {num_passages} x {dimension} values of 16 or 32 bits, found shape {matrix_ND.shape} "
+            f"of {matrix_ND.dtype}"
+        )
+    return matrix_ND
+
+
+def to_float32(stored: np.ndarray) -> np.ndarray:
+    """A copy of stored values as float32; bf16 bits (uint16) become the upper half of the number.
+
+    Example:
+        >>> to_float32(np.array([0x3FC0], np.uint16)).tolist()
+        [1.5]
+    """
+    if stored.dtype != np.uint16:
+        return stored.astype(np.float32)
+    return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_storage(vector_ND: np.ndarray, storage: Storage) -> np.ndarray:
+    """Vectors in the stored number format, rounded to the nearest (ties to even).
+
+    Raises:
+        ArtifactError: a value is infinite or undefined, or too large for the format.
+
+    Example:
+        >>> to_float32(to_storage(np.array([[1.0 + 2**-9]], np.float32), "bf16")).tolist()
+        [[1.0]]
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if storage == "bf16":
+            bits = np.ascontiguousarray(vector_ND, np.float32).view(np.uint32)
+            stored = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+            is_finite = np.isfinite(vector_ND).all() and ((stored & 0x7F80) != 0x7F80).all()
+        else:
+            stored = np.asarray(vector_ND, NUMPY_DTYPES[storage])
+            is_finite = np.isfinite(stored).all()
+    if not is_finite:
+        raise ArtifactError(f"a vector holds values that are infinite or undefined as {storage}")
+    return stored
+
+
+def check_search(question_BD: np.ndarray, k: int, num_passages: int, dimension: int) -> None:
+    """Refuse what cannot be searched.
+
+    Raises:
+        ConfigError: k is not between 1 and N, or the question vectors have another size than the passages'.
+    """
+    if not 1 <= k <= num_passages:
+        raise ConfigError(f"k: expected 1 to {num_passages}, the number of passages in the index, found {k}")
+    if question_BD.shape[1] != dimension:
+        raise ConfigError(f"question vectors have {question_BD.shape[1]} values, the index's passages {dimension}")
