@@ -9,6 +9,7 @@ One file of `torch.save` with the keys `step`, `model`, `optimizer`, `retr_optim
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ralm.artifacts.files import atomic_file
-from ralm.atlas.torch_file import load_torch_file
+from ralm.atlas.torch_file import dense_tensor, load_torch_file
 from ralm.errors import ArtifactError
 
 FILE = "model.pth.tar"
@@ -112,9 +113,10 @@ def _split(path: Path, weights: Mapping[Any, Any]) -> dict[str, dict[str, Tensor
         inside = name.removeprefix(prefix)
         if inside == _POSITION_IDS:
             continue
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+        dense = dense_tensor(tensor)
+        if dense is None or not dense.is_floating_point():
             raise ArtifactError(f"{path}: {key!r}: expected a tensor of floating-point numbers")
-        parts[_ENCODERS.get(prefix, "reader")][inside] = tensor
+        parts[_ENCODERS.get(prefix, "reader")][inside] = dense
     if "retriever.contriever." in kinds and len(kinds & set(_ENCODERS)) > 1:
         raise ArtifactError(f"{path}: holds both a shared encoder and encoders of its own; expected one of the two")
     return parts
@@ -141,12 +143,21 @@ def _plain_options(options: Any) -> dict[str, Any]:
     """What of `opt` can be written to a manifest: numbers, text, and lists of them."""
     if not isinstance(options, argparse.Namespace):
         return {}
-    return {str(name): value for name, value in sorted(vars(options).items()) if _is_plain(value)}
+    return {name: value for name, value in vars(options).items() if _is_text(name) and _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
+        return all(_is_scalar(item) for item in value)
+    return _is_scalar(value)
+
+
+def _is_scalar(value: Any) -> bool:
     if isinstance(value, float):
-        return value - value == 0  # JSON knows no infinity
-    return value is None or isinstance(value, (str, int))
+        return math.isfinite(value)  # JSON knows no infinity
+    return value is None or isinstance(value, int) or _is_text(value)
+
+
+def _is_text(value: Any) -> bool:
+    """True for text without halves of characters, which cannot be written."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

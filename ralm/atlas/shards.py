@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ralm.atlas.plain_pickle import load_plain_pickle
-from ralm.atlas.torch_file import load_torch_file
+from ralm.atlas.torch_file import dense_tensor, load_torch_file
 from ralm.corpus.passages import Document, Piece
 from ralm.errors import ArtifactError
 
@@ -90,9 +90,10 @@ def read_shard_vectors(path: Path, *, dimension: int, rows: int) -> Tensor:
     Raises:
         ArtifactError: no fp16 tensor of this dimension, or not as many vectors as passages.
     """
-    vector_DN = load_torch_file(path)
-    if not isinstance(vector_DN, Tensor) or vector_DN.layout != torch.strided or vector_DN.dtype != torch.float16:
-        found = vector_DN.dtype if isinstance(vector_DN, Tensor) else type(vector_DN).__name__
+    value = load_torch_file(path)
+    vector_DN = dense_tensor(value)
+    if vector_DN is None or vector_DN.dtype != torch.float16:
+        found = type(value).__name__ if vector_DN is None else vector_DN.dtype
         raise ArtifactError(f"{path}: expected a tensor of float16, found {found}")
     if vector_DN.ndim != 2 or vector_DN.shape[0] != dimension:
         raise ArtifactError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ralm.errors import ArtifactError
 
@@ -45,3 +46,9 @@ def load_torch_file(path: Path, *, allowed: Sequence[type] = ()) -> Any:
             raise ArtifactError(f"{path}: the file asks for {name}; only tensors and plain values are read") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{path}: no readable file of torch.save: {reason}") from error
+
+
+def dense_tensor(value: Any) -> Tensor | None:
+    """The value as a tensor that is an ordinary array in memory; None for anything else (sparse, without content)."""
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return value.detach() if is_dense else None

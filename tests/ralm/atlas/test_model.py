@@ -159,7 +159,8 @@ def test_optimisers_and_schedules_in_the_file_are_passed_over(write_official: Wr
 
 
 def test_options_and_step_are_recorded(write_official: WriteCheckpoint, load: Any) -> None:
-    recorded = load(write_official(options={"device": torch.device("cpu"), "clip": float("inf")})).manifest.details
+    odd = {"device": torch.device("cpu"), "clip": float("inf"), "half": "\ud83d", "nested": [[1]], 3: "no name"}
+    recorded = load(write_official(change=lambda plain: vars(plain["opt"]).update(odd))).manifest.details
     assert recorded["atlas"] == {"step": 30, "options": OPTIONS}
 
 
@@ -245,6 +246,8 @@ def broken(change: str, plain: dict[str, Any]) -> None:
         model["reader.encoder.embed_tokens.weight"] = model["reader.shared.weight"] + 1
     elif change == "both kinds":
         model["retriever.query_contriever.embeddings.LayerNorm.bias"] = torch.zeros(32)
+    elif change == "no content":
+        model["reader.shared.weight"] = model["reader.shared.weight"].to("meta")
     elif change == "no tensor":
         model["reader.shared.weight"] = "text"
     else:
@@ -268,6 +271,7 @@ def broken(change: str, plain: dict[str, Any]) -> None:
         ("no retriever", "no weights of the passage encoder"),
         ("another embedding", "reader.encoder.embed_tokens.weight differs from reader.shared.weight"),
         ("both kinds", "both a shared encoder and encoders of its own"),
+        ("no content", "'reader.shared.weight': expected a tensor of floating-point numbers"),
         ("no tensor", "'reader.shared.weight': expected a tensor of floating-point numbers"),
         ("few rows", "the tokenizer has .* tokens, but the checkpoint's embedding 20 rows"),
     ],
