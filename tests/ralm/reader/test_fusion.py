@@ -156,3 +156,23 @@ def test_fused_activations_change_nothing(reader: FusionReader, reader_folder: P
     ids = torch.arange(3, 20)[None]
     expected = plain.encoder(input_ids=ids).last_hidden_state
     torch.testing.assert_close(reader.model.encoder(input_ids=ids).last_hidden_state, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("bucket_tokens", [1, 40, 10_000])
+def test_no_input_is_padded_beyond_the_longest_of_its_bucket(reader: FusionReader, bucket_tokens: int) -> None:
+    """Atlas padded every passage to the longest that is allowed; here 8 decides, for the hardware's sake."""
+    calls: list[torch.Tensor] = []
+    reader.model.encoder.register_forward_pre_hook(
+        lambda module, inputs, values: calls.append(values["attention_mask"]), with_kwargs=True
+    )
+    reader.bucket_tokens = bucket_tokens
+    inputs = reader.tokenize_inputs(QUESTIONS, PASSAGES)
+    reader.encode(inputs)
+    assert sum(len(mask_NL) for mask_NL in calls) == 6
+    for mask_NL in calls:
+        longest = int(mask_NL.sum(dim=1).max())
+        assert mask_NL.shape[1] == -(-longest // 8) * 8
+    total = sum(mask_NL.numel() for mask_NL in calls)
+    assert total <= 6 * reader.config.max_input_tokens
+    if bucket_tokens == 1:
+        assert total < sum(len(tokens) + 8 for of_question in inputs for tokens in of_question)

@@ -83,7 +83,8 @@ def test_loss_of_a_given_target_is_the_models_own(reader: FusionReader) -> None:
 
 
 def test_counts_are_checked(reader: FusionReader) -> None:
-    with pytest.raises(ConfigError, match="num_candidates"):
-        GenerationConfig(num_beams=2, num_candidates=3)
     with pytest.raises(ConfigError, match="batch_size"):
         list(generate_answers(reader, QUESTIONS, PASSAGES, batch_size=0))
+    generation = GenerationConfig(min_tokens=reader.config.max_target_tokens)
+    with pytest.raises(ConfigError, match=r"generation.min_tokens: expected less than max_tokens \(32\), found 32"):
+        list(generate_answers(reader, QUESTIONS, PASSAGES, generation=generation))

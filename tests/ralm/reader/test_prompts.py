@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ralm.errors import ConfigError
-from ralm.reader.config import ReaderConfig
+from ralm.reader.config import GenerationConfig, ReaderConfig
 from ralm.reader.prompts import format_inputs, format_question, format_target, full_title
 
 ATLAS = ReaderConfig(
@@ -42,6 +42,7 @@ def test_braces_in_a_question_are_text() -> None:
         ("passage_format", "{text} {author}"),
         ("passage_format", "{text"),
         ("target_format", ""),
+        ("target_prompt_format", "{target}"),
         ("max_input_tokens", 0),
         ("num_passages", 0),
     ],
@@ -49,3 +50,20 @@ def test_braces_in_a_question_are_text() -> None:
 def test_bad_settings_name_the_field(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"reader.{field}"):
         ReaderConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("num_beams", {"num_beams": 0}),
+        ("num_candidates", {"num_beams": 2, "num_candidates": 3}),
+        ("num_candidates", {"num_candidates": 0}),
+        ("length_penalty", {"length_penalty": float("nan")}),
+        ("min_tokens", {"min_tokens": -1}),
+        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"min_tokens": 5, "max_tokens": 5}),
+    ],
+)
+def test_bad_generation_settings_name_the_field(field: str, values: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"generation.{field}: expected .* found"):
+        GenerationConfig(**values)  # type: ignore[arg-type]
