@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -147,14 +147,21 @@ def toy_questions_artifact(session_home: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def tiny_model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle folder (`retriever/`, `reader/`) in transformers' layout: a 2-layer BERT and a 2+2-layer T5."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    write_tiny_model(folder)
+    return folder
+
+
+def write_tiny_model(folder: Path, more_texts: Sequence[str] = ()) -> None:
+    """Write what `tiny_model_files` holds; the tokenizers also learn the signs in `more_texts`."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-    folder = tmp_path_factory.mktemp("tiny-model")
     texts = [f"{row['title']} {row['section']} {row['text']} question: context: answer:" for row in toy_rows()]
     texts += [str(row["question"]) for split in ("train", "dev", "test") for row in toy_questions(split)]
+    texts += more_texts
 
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -217,7 +224,6 @@ def tiny_model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(weights, folder / "reader" / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "reader" / "config.json").read_text())
     (folder / "reader" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
-    return folder
 
 
 @pytest.fixture(scope="session")
