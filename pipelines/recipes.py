@@ -1,50 +1,17 @@
-"""Named complete runs: where everything comes from, and the config of every stage."""
+"""Named complete runs, and how the compiler hands them to the plan task."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from components.download.config import DownloadConfig
-from components.embed.config import EmbedConfig
 from components.evaluate.config import EvaluateConfig
-from components.index.config import IndexConfig
-from components.register.config import RegisterConfig
 from components.report.config import ReportConfig
 from components.train.config import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Where a run's inputs come from: a path, a URL, or `asset:`, `pypi://`, `hf://`, `wiki:`."""
-
-    passages: str
-    """The corpus."""
-    questions: str = ""
-    """A folder of train.jsonl, dev.jsonl and test.jsonl; empty: every run has to name one."""
-    model: str = ""
-    """A bundle of both halves of the model."""
-    retriever: str = ""
-    reader: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A complete run."""
-
-    sources: Sources
-    num_shards: int = 1
-    """Tasks that share the encoding of the passages."""
-    download: DownloadConfig = field(default_factory=DownloadConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
-    index: IndexConfig = field(default_factory=IndexConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
-    register: RegisterConfig = field(default_factory=RegisterConfig)
+from pipelines.atlas_recipes import ATLAS_RECIPES
+from pipelines.recipe import Recipe, Sources
 
 
 def quickstart() -> Recipe:
@@ -76,19 +43,37 @@ def nq_base() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "nq-base": nq_base}
+RECIPES: dict[str, Callable[[], Recipe]] = {"quickstart": quickstart, "nq-base": nq_base, **ATLAS_RECIPES}
 
 
-def recipe_plain(name: str) -> dict[str, Any]:
+def recipe_plain(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON types, with every setting of every stage.
 
-    `wiki_base_url` is left out: the mirror is a fact of the machine, which a task reads from its environment.
+    Base addresses are left out: the mirror is a fact of the machine, which a task reads from its environment.
     """
-    plain = dataclasses.asdict(dataclasses.replace(RECIPES[name](), register=RegisterConfig(recipe=name)))
-    del plain["download"]["wiki_base_url"]
+    plain = dataclasses.asdict(recipe)
+    for name in ("wiki_base_url", "atlas_base_url", "datasets_base_url"):
+        del plain["download"][name]
     return plain
 
 
 def recipes_json() -> str:
-    """All recipes as one JSON object, the constant that the compiler hands to the plan task."""
-    return json.dumps({name: recipe_plain(name) for name in sorted(RECIPES)}, sort_keys=True)
+    """All recipes as one JSON object, the constant that the compiler hands to the plan task.
+
+    `defaults` holds every setting, `recipes` by name what each of them sets otherwise.
+    """
+    defaults = recipe_plain(Recipe(sources=Sources(passages="")))
+    changes = {name: _difference(defaults, recipe_plain(make())) for name, make in sorted(RECIPES.items())}
+    return json.dumps({"defaults": defaults, "recipes": changes}, sort_keys=True)
+
+
+def _difference(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `other` that are not those of `base`, nested ones too."""
+    found: dict[str, Any] = {}
+    for name, value in other.items():
+        if isinstance(value, Mapping) and isinstance(base[name], Mapping):
+            if nested := _difference(base[name], value):
+                found[name] = nested
+        elif value != base[name]:
+            found[name] = value
+    return found

@@ -124,7 +124,7 @@ def run_recipe(recipe: str, inputs: Mapping[str, Any], *, profile: Profile = "lo
 
     arguments = {**inputs, "questions": _find_questions(recipe, str(inputs.get("questions", "")))}
     planned = plan(recipes=recipes_json(), recipe=recipe, changes=Changes(**arguments))
-    _check_configs(planned._asdict())
+    check_configs(planned._asdict())
     finished = run_pipeline({"recipe": recipe, **arguments}, profile=profile)
     registration = read_json(join(finished.last("registration"), "registration.json"))
     before, after = _metrics(finished.all("predictions"), registration["model"])
@@ -173,7 +173,7 @@ def _metrics(predictions: list[Location], trained: Location) -> tuple[dict[str, 
     return before, after
 
 
-def _check_configs(planned: Mapping[str, Any]) -> None:
+def check_configs(planned: Mapping[str, Any]) -> None:
     """Every stage's config as its task will read it, so that a wrong setting is told before any work."""
     import importlib
 

@@ -72,7 +72,8 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
     """Merge a recipe with the changes of one run.
 
     Args:
-        recipes: JSON object of all recipes by name: sources, num_shards, and the complete config of every stage.
+        recipes: JSON object with `defaults` (sources, num_shards, and the complete config of every stage) and, by name,
+            the `recipes`: what each of them sets otherwise.
         recipe: name of the one to take.
         changes: what this run changes in it.
 
@@ -80,9 +81,9 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
         ConfigError: unknown recipe, stage or setting, or a setting of another type.
     """
     known = json.loads(recipes)
-    if recipe not in known:
-        raise ConfigError(f"recipe: expected one of {', '.join(sorted(known))}, found {recipe!r}")
-    chosen = known[recipe]
+    if recipe not in known["recipes"]:
+        raise ConfigError(f"recipe: expected one of {', '.join(sorted(known['recipes']))}, found {recipe!r}")
+    chosen = merge(known["defaults"], known["recipes"][recipe], recipe)
     stages = {stage: dict(chosen[stage]) for stage in STAGES}
     stages["register"]["recipe"] = recipe
     _apply(stages, _shortcuts(changes))

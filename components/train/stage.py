@@ -212,5 +212,5 @@ def _write_model(folder: Path, learner: Learner, run: Run) -> None:
 
 
 def _summarise(result: TrainingResult) -> dict[str, float | None]:
-    last = result.log[-1]
-    return {"reader_loss": last["reader_loss"], "retriever_loss": last["retriever_loss"]}
+    last = result.log[-1] if result.log else {}
+    return {name: last.get(name) for name in ("reader_loss", "retriever_loss")}

@@ -47,7 +47,7 @@ class TrainingConfig:
     `reader_only`."""
 
     num_steps: int = 60
-    """Number of updates."""
+    """Number of updates; 0 leaves the model as it is."""
 
     batch_size: int = 4
     """Questions in one update."""
@@ -136,7 +136,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and contradictions."""
-        for name in ("num_steps", "batch_size", "micro_batch_size", "num_passages", "checkpoint_every_steps"):
+        for name in ("batch_size", "micro_batch_size", "num_passages", "checkpoint_every_steps"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("overretrieve_ratio", self.overretrieve_ratio >= 1, "at least 1")
         self._check("temperature_gold", self.gold_temperature > 0, "auto or a positive number")
@@ -144,7 +144,7 @@ class TrainingConfig:
             self._check(name, getattr(self, name) > 0, "a positive number")
         for name in ("learning_rate", "retriever_learning_rate", "weight_decay", "warmup_steps", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("freeze_retriever_steps", "evaluate_every_steps"):
+        for name in ("num_steps", "freeze_retriever_steps", "evaluate_every_steps"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("floor_ratio", 0 <= self.floor_ratio <= 1, "0 to 1")
         self._check("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")

@@ -215,7 +215,7 @@ def test_missing_split(inputs: dict[str, str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_steps", 0),
+        ("num_steps", -1),
         ("learning_rate", -1.0),
         ("dropout", 1.0),
         ("num_retrieved", 2),
@@ -282,3 +282,13 @@ def test_manifest_is_returned(inputs: dict[str, str], tmp_path: Path) -> None:
     assert set(manifest.inputs) == {"passages", "index", "model", "questions"}
     timings = json.loads((tmp_path / "trained" / "timings.json").read_text())
     assert {"search_ms", "encode_ms", "forward_ms", "score_ms", "backward_ms", "update_ms"} <= set(timings)
+
+
+def test_no_updates_leave_the_model_as_it_is(inputs: dict[str, str], tmp_path: Path) -> None:
+    """The zero-shot form of a recipe."""
+    manifest = train(**inputs, trained=str(tmp_path / "trained"), config=dataclasses.replace(CONFIG, num_steps=0))
+    before, after = open_model(inputs["model"]), open_model(str(tmp_path / "trained"))
+    assert manifest.counts["steps"] == 0
+    assert after.fingerprints["question_encoder"] == before.fingerprints["question_encoder"]
+    first, second = trained_weights(before.folder, "reader"), trained_weights(after.folder, "reader")
+    assert not is_changed(first, second)

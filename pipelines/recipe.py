@@ -1,0 +1,43 @@
+"""What a complete run is: where everything comes from, and the config of every stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from components.download.config import DownloadConfig
+from components.embed.config import EmbedConfig
+from components.evaluate.config import EvaluateConfig
+from components.index.config import IndexConfig
+from components.register.config import RegisterConfig
+from components.report.config import ReportConfig
+from components.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where a run's inputs come from: a path, a URL, or `asset:`, `pypi://`, `hf://`, `wiki:`."""
+
+    passages: str
+    """The corpus."""
+    questions: str = ""
+    """A folder of train.jsonl, dev.jsonl and test.jsonl; empty: every run has to name one."""
+    model: str = ""
+    """A bundle of both halves of the model."""
+    retriever: str = ""
+    reader: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete run."""
+
+    sources: Sources
+    num_shards: int = 1
+    """Tasks that share the encoding of the passages."""
+    download: DownloadConfig = field(default_factory=DownloadConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    register: RegisterConfig = field(default_factory=RegisterConfig)
