@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from benchmarks.few_shot import reader
+from benchmarks.few_shot import compression, freshness, reader, retriever
 from benchmarks.few_shot.tables import markdown
-from benchmarks.few_shot.workspace import open_workspace
+from benchmarks.few_shot.workspace import Workspace, open_workspace
 from ralm.log import set_up_logging
 
 WHOLE_CORPUS = 10_000
@@ -22,7 +23,40 @@ def run_reader(data: Path, work: Path, seeds: list[int], split: str) -> str:
     return markdown(reader.compare(space, seeds=seeds, split=split), reader.COLUMNS)
 
 
-EXPERIMENTS = {"reader": run_reader}
+def run_retriever(data: Path, work: Path, seeds: list[int], split: str) -> str:
+    space, model, index = _weak_retriever(data, work)
+    runs = retriever.compare(
+        space, model=model, index=index, objectives=list(retriever.OBJECTIVES), seeds=seeds, split=split
+    )
+    return markdown(runs, retriever.COLUMNS, first="objective")
+
+
+def run_freshness(data: Path, work: Path, seeds: list[int], split: str) -> str:
+    space, model, index = _weak_retriever(data, work)
+    runs = freshness.compare(space, model=model, index=index, seeds=seeds, split=split)
+    return markdown(runs, freshness.COLUMNS, first="mode")
+
+
+def run_compression(data: Path, work: Path, seeds: list[int], split: str) -> str:
+    space = open_workspace(data, work, max_passages=WHOLE_CORPUS)
+    model, index = space.model("model"), space.index("index", space.place("model"))
+    config = dataclasses.replace(reader.TRAIN, seed=seeds[0])
+    trained, _ = space.train(f"reader-{seeds[0]}", model=model, index=index, config=config)
+    return markdown(compression.compare(space, model=trained, split=split), compression.COLUMNS, first="index")
+
+
+def _weak_retriever(data: Path, work: Path) -> tuple[Workspace, str, str]:
+    whole = open_workspace(data, work, max_passages=WHOLE_CORPUS)
+    space = open_workspace(data, work, max_passages=retriever.CORPUS)
+    return space, *retriever.start_model(space, whole)
+
+
+EXPERIMENTS = {
+    "reader": run_reader,
+    "retriever": run_retriever,
+    "freshness": run_freshness,
+    "compression": run_compression,
+}
 
 
 def main() -> None:

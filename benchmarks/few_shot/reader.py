@@ -26,12 +26,6 @@ EVALUATE = EvaluateConfig(num_passages=5, recall_at=(1,))
 COLUMNS = ("exact_match", "f1", "recall@1", "recall@5", "recall@20", "s_per_step")
 
 
-def train_reader(space: Workspace, name: str, *, model: str, index: str, config: TrainConfig) -> tuple[str, float]:
-    """A model whose reader has seen the 64 questions, and seconds an update."""
-    trained, times = space.train(name, model=model, index=index, config=config)
-    return trained, times["s_per_step"]
-
-
 def compare(space: Workspace, *, seeds: Sequence[int], split: str) -> dict[str, list[dict[str, Any]]]:
     """Metrics by system, one entry for each seed."""
     model = space.model("model")
@@ -47,11 +41,11 @@ def compare(space: Workspace, *, seeds: Sequence[int], split: str) -> dict[str, 
     }
     for seed in seeds:
         config = dataclasses.replace(TRAIN, seed=seed)
-        trained, seconds = train_reader(space, f"reader-{seed}", model=model, index=index, config=config)
+        trained, times = space.train(f"reader-{seed}", model=model, index=index, config=config)
         score = space.score(f"reader-{seed}", model=trained, index=index, config=with_passages)
-        runs["64-shot"].append(score | recall | {"s_per_step": seconds})
+        runs["64-shot"].append(score | recall | times)
         name, config = f"closed-{seed}", dataclasses.replace(config, closed_book=True)
-        trained, seconds = train_reader(space, name, model=model, index=index, config=config)
+        trained, times = space.train(name, model=model, index=index, config=config)
         score = space.score(name, model=trained, index=index, config=closed)
-        runs["64-shot, closed book"].append(score | {"s_per_step": seconds})
+        runs["64-shot, closed book"].append(score | times)
     return runs

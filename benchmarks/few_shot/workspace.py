@@ -44,10 +44,11 @@ class Workspace:
         """Folder of an artifact."""
         return str(self.folder / name)
 
-    def model(self, name: str, *, retriever: str = "", config: ModelConfig | None = None) -> str:
-        """The quickstart's model, perhaps with another retriever."""
+    def model(self, name: str, *, retriever: str = "", reader: str = "", config: ModelConfig | None = None) -> str:
+        """The quickstart's model, perhaps with another half."""
         settings = DownloadConfig(model=config or ModelConfig())
-        download(source="asset:quickstart", retriever=retriever, model=self.place(name), config=settings)
+        sources = {"source": "asset:quickstart", "retriever": retriever, "reader": reader}
+        download(**sources, model=self.place(name), config=settings)
         return self.place(name)
 
     def index(self, name: str, model: str, config: IndexConfig | None = None) -> str:
