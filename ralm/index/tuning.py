@@ -21,7 +21,7 @@ PROBE_COSINE = 0.7
 RERANKS = (16, 32, 64, 128, 256, 512, 1024)
 
 
-def make_probes(matrix_ND: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+def make_probes(matrix_ND: np.ndarray, count: int, *, seed: int, cosine: float = PROBE_COSINE) -> np.ndarray:
     """Vectors that lie to the passages as questions do: near one of them, yet not on it.
 
     A stored vector as its own question would find itself in any index. A probe is a stored vector x turned away from
@@ -34,6 +34,7 @@ def make_probes(matrix_ND: np.ndarray, count: int, *, seed: int) -> np.ndarray:
         matrix_ND: vectors as `matrix.npy` holds them.
         count: number of probes.
         seed: of the choice of x and y.
+        cosine: weight of x; about the cosine between the probe and x.
 
     Returns:
         float32 [count, D].
@@ -42,7 +43,7 @@ def make_probes(matrix_ND: np.ndarray, count: int, *, seed: int) -> np.ndarray:
     rows = generator.integers(len(matrix_ND), size=(2, count))
     center_D = to_float32(matrix_ND[:: max(1, len(matrix_ND) // 4096)]).mean(0)
     near_BD, away_BD = to_float32(matrix_ND[rows[0]]), to_float32(matrix_ND[rows[1]]) - center_D
-    probe_BD = PROBE_COSINE * _unit(near_BD) + (1 - PROBE_COSINE**2) ** 0.5 * _unit(away_BD)
+    probe_BD = cosine * _unit(near_BD) + (1 - cosine**2) ** 0.5 * _unit(away_BD)
     return probe_BD.astype(np.float32)
 
 
