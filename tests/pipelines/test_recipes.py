@@ -1,4 +1,4 @@
-"""Every recipe in the compiled pipeline is a complete run whose settings each stage takes; Atlas' are the published ones."""
+"""Every recipe in the compiled pipeline is a complete run whose settings fit; those of Atlas are the published ones."""
 
 from __future__ import annotations
 
