@@ -142,6 +142,7 @@ def pretrain(task: str) -> Recipe:
         mode="joint",
         batch_size=128,
         num_steps=10000,
+        max_questions=10000 * 128,  # as many as are used; the table holds the whole corpus, shuffled
         warmup_steps=1000,
         num_passages=20,
         num_reranked=100,

@@ -15,7 +15,7 @@ import numpy as np
 
 from ralm.artifacts.files import Location
 from ralm.artifacts.manifest import Artifact, open_artifact
-from ralm.artifacts.tables import read_table
+from ralm.artifacts.tables import iterate_rows
 from ralm.errors import DataError
 from ralm.evaluation.metrics import METRICS
 from ralm.tasks.config import TaskConfig
@@ -190,7 +190,7 @@ def open_questions(location: Location, split: str, max_questions: int | None = N
     Args:
         location: a `questions` artifact.
         split: train, dev, test or another name of a table in it.
-        max_questions: read only the first ones, None for all.
+        max_questions: read only the first ones, and no more of the file than these need; None for all.
 
     Raises:
         ArtifactError: no finished questions artifact.
@@ -201,11 +201,13 @@ def open_questions(location: Location, split: str, max_questions: int | None = N
         there = sorted(place.rpartition("/")[2].removesuffix(".parquet") for place, _ in artifact.tables())
         raise DataError(f"{location}: no split {split!r}; there are: {', '.join(there) or 'none'}")
     columns = [field.name for field in dataclasses.fields(Question)]
-    table = read_table(artifact.file(f"{split}.parquet"), "questions/1", columns)
-    rows = table.slice(0, max_questions).to_pylist()
-    if not rows:
+    place = artifact.file(f"{split}.parquet")
+    num_rows = next(rows for name, rows in artifact.tables() if name == place)
+    tables = iterate_rows([(place, num_rows)], "questions/1", stop=max_questions, columns=columns)
+    questions = [_question(row) for table in tables for row in table.to_pylist()]
+    if not questions:
         raise DataError(f"{location}: split {split!r} holds no questions")
-    return artifact, [_question(row) for row in rows]
+    return artifact, questions
 
 
 def _question(row: dict[str, Any]) -> Question:

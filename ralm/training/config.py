@@ -120,7 +120,8 @@ class TrainingConfig:
     """Number format of matrix products: `auto` takes bf16 where the hardware has it. Weights stay in fp32."""
 
     gradient_checkpointing: bool = False
-    """Compute the reader's states again in the backward pass instead of keeping them: less memory, more time."""
+    """Compute the states of reader and encoders again in the backward pass instead of keeping them: less memory, more
+    time."""
 
     attention_statistics: bool = False
     """Log how the reader's scores of the passages correlate with each way to sum up its cross-attention."""

@@ -95,7 +95,8 @@ class Learner:
         for module in (reader.model, *encoders.values()):
             set_dropout(module, config.dropout)
         if config.gradient_checkpointing:
-            reader.model.activation_checkpointing_enable({"use_reentrant": False})
+            for model in (reader.model, *(encoder.model for encoder in learning.values() if encoder is not None)):
+                model.activation_checkpointing_enable({"use_reentrant": False})
         reader.model.requires_grad_(not config.freeze_reader)
         learnt = {} if config.freeze_reader else dict(reader_modules.named_parameters())
         groups = {"reader": learnt, "retriever": dict(encoders.named_parameters())}
