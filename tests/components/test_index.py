@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from components.embed.stage import embed
 from components.index.config import IndexConfig
 from components.index.stage import index
 from ralm.artifacts.manifest import open_artifact
+from ralm.artifacts.schemas import embeddings_schema
+from ralm.artifacts.store import Contents, produce
 from ralm.errors import ArtifactError, ConfigError
+from ralm.index.config import Kind
 from ralm.index.search import open_index
 from ralm.model import open_model
+from ralm.retriever.vectors import binary_column
 
 
 @pytest.fixture
@@ -78,3 +89,181 @@ def test_fp32_index(tmp_path: Path, shards: Path) -> None:
 def test_probes_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="num_probes"):
         IndexConfig(num_probes=0)
+
+
+@pytest.fixture(scope="module")
+def many_vectors() -> tuple[np.ndarray, np.ndarray]:
+    """Ids and vectors of 300 passages, as an embed stage may hand them over."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(30, 16))[generator.integers(30, size=300)] + generator.normal(size=(300, 16)) / 2
+    return generator.permutation(10**6)[:300].astype(np.int64), vectors.astype(np.float16)
+
+
+def write_shards(folder: Path, ids: np.ndarray, vectors: np.ndarray, num_shards: int, passages: str = "00aa") -> str:
+    """`embeddings` artifacts, cut as `embed` cuts: ranges of rows, some of them empty where shards are many."""
+    for shard in range(num_shards):
+        rows = slice(len(ids) * shard // num_shards, len(ids) * (shard + 1) // num_shards)
+
+        def build(work: Path, rows: slice = rows) -> Contents:
+            schema = embeddings_schema(vectors.shape[1], "f16", "00ee")
+            columns = [pa.array(ids[rows], pa.int64()), binary_column(vectors[rows], "f16")]
+            pq.write_table(pa.table(columns, schema=schema), work / "shard.parquet")
+            return Contents(
+                rows={"shard.parquet": len(ids[rows])},
+                details={
+                    "passages": passages,
+                    "passage_encoder": "00ee",
+                    "dimension": vectors.shape[1],
+                    "dtype": "f16",
+                    "shard": shard,  # noqa: B023 - called at once
+                    "num_shards": num_shards,
+                },
+            )
+
+        produce(
+            str(folder / f"shard-{shard:05d}"),
+            kind="embeddings",
+            stage="made",
+            stage_version=1,
+            inputs={"passages": passages, "vectors": hashlib.sha256(vectors.tobytes()).hexdigest()},
+            config={"shard": shard, "num_shards": num_shards},
+            build=build,
+        )
+    return str(folder)
+
+
+KINDS = [IndexConfig(kind=kind) for kind in get_args(Kind)] + [IndexConfig(storage="bf16"), IndexConfig(storage="f32")]
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.kind}-{config.storage}")
+def test_the_number_of_shards_does_not_matter(
+    config: IndexConfig, tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Atlas defect 6: saved shards could be loaded by as many workers as wrote them, and not for every corpus size."""
+    found = {}
+    for num_shards in (1, 3, 7):
+        embeddings = write_shards(tmp_path / f"e{num_shards}", *many_vectors, num_shards)
+        manifest = index(embeddings=embeddings, index=str(tmp_path / f"index-{num_shards}"), config=config)
+        found[num_shards] = {entry.path: entry.sha256 for entry in manifest.files}
+    assert found[1] == found[3] == found[7]
+    assert ("index.faiss" in found[1]) == (config.kind != "flat")
+    opened = open_index(str(tmp_path / "index-7"), passage_encoder="00ee")
+    np.testing.assert_array_equal(opened.passage_ids, many_vectors[0])
+    assert (opened.kind, opened.dimension, opened.num_passages) == (config.kind, 16, 300)
+    np.testing.assert_allclose(opened.vectors(np.arange(300)), many_vectors[1].astype(np.float32), rtol=2**-8)
+
+
+@pytest.mark.parametrize("num_passages", [5, 7, 8])
+def test_more_shards_than_fit(num_passages: int, tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    """Atlas defect 6: with few passages the saver wrote fewer shards than the loader insisted on."""
+    ids, vectors = (values[:num_passages] for values in many_vectors)
+    index(embeddings=write_shards(tmp_path / "e", ids, vectors, 7), index=str(tmp_path / "index"))
+    opened = open_index(str(tmp_path / "index"), passage_encoder="00ee")
+    np.testing.assert_array_equal(opened.passage_ids, ids)
+    assert opened.search(vectors.astype(np.float32), num_passages)[1].shape == (num_passages, num_passages)
+
+
+def test_a_new_corpus_in_an_old_folder(tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    """Atlas defect 7: passage shards were never overwritten, so that old text was paired with new vectors."""
+    ids, vectors = many_vectors
+    old = index(embeddings=write_shards(tmp_path / "old", ids, vectors, 2), index=str(tmp_path / "index"))
+    embeddings = write_shards(tmp_path / "new", ids[:40] + 1, vectors[40:80], 2, passages="00bb")
+    new = index(embeddings=embeddings, index=str(tmp_path / "index"))
+    assert new.fingerprint != old.fingerprint
+    opened = open_index(str(tmp_path / "index"), passage_encoder="00ee")
+    np.testing.assert_array_equal(opened.passage_ids, ids[:40] + 1)
+    np.testing.assert_array_equal(opened.vectors(np.arange(40)), vectors[40:80].astype(np.float32))
+    assert opened.passages_fingerprint == "00bb"
+
+
+SEARCH = """
+import json, sys
+import numpy as np
+from ralm.index.search import open_index
+found = open_index(sys.argv[1], passage_encoder="00ee").search(np.load(sys.argv[2]), 9)
+print(json.dumps([found[0].tolist(), found[1].tolist()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flat", "ivf_pq"])
+def test_many_processes_search_one_index(
+    kind: Kind, tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    embeddings = write_shards(tmp_path / "e", *many_vectors, 3)
+    index(embeddings=embeddings, index=str(tmp_path / "index"), config=IndexConfig(kind=kind))
+    np.save(tmp_path / "questions.npy", many_vectors[1][:5].astype(np.float32))
+    command = [sys.executable, "-c", SEARCH, str(tmp_path / "index"), str(tmp_path / "questions.npy")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    answers = {process.communicate()[0] for process in running}
+    assert len(answers) == 1
+    assert len(json.loads(answers.pop())[1]) == 5
+
+
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.kind}-{config.storage}")
+def test_new_vectors_give_the_index_that_a_full_build_gives(
+    config: IndexConfig, tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    ids, vectors = many_vectors
+    index(embeddings=write_shards(tmp_path / "e", ids, vectors, 2), index=str(tmp_path / "index"), config=config)
+    old = open_index(str(tmp_path / "index"), passage_encoder="00ee")
+    before = old.search(vectors[:4].astype(np.float32), 6)
+    moved = np.roll(vectors, 7, axis=0)
+    new = old.with_vectors(moved, tmp_path / "refreshed", passage_encoder="00ff")
+    full = index(embeddings=write_shards(tmp_path / "m", ids, moved, 1), index=str(tmp_path / "full"), config=config)
+    refreshed = open_artifact(str(tmp_path / "refreshed"), "index").manifest
+    assert {entry.path: entry.sha256 for entry in refreshed.files} == {entry.path: entry.sha256 for entry in full.files}
+    assert (new.kind, new.passage_encoder, new.passages_fingerprint) == (config.kind, "00ff", "00aa")
+    assert new.fingerprint not in (old.fingerprint, "")
+    np.testing.assert_array_equal(new.passage_ids, old.passage_ids)
+    for part, again in zip(before, old.search(vectors[:4].astype(np.float32), 6), strict=True):
+        np.testing.assert_array_equal(part, again)
+    reopened = open_index(str(tmp_path / "refreshed"), passage_encoder="00ff")
+    assert reopened.fingerprint == new.fingerprint
+    newest = new.with_vectors(vectors, tmp_path / "refreshed", passage_encoder="00ff")  # in place of the one before
+    np.testing.assert_array_equal(newest.search(vectors[:4].astype(np.float32), 6)[1], before[1])
+    np.testing.assert_allclose(new.vectors(np.array([7])), vectors[:1].astype(np.float32), rtol=2**-8)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+
+
+def test_a_failed_refresh_leaves_the_last_one(tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    ids, vectors = many_vectors
+    index(embeddings=write_shards(tmp_path / "e", ids, vectors, 1), index=str(tmp_path / "index"))
+    old = open_index(str(tmp_path / "index"), passage_encoder="00ee")
+    first = old.with_vectors(vectors, tmp_path / "refreshed")
+    damaged = vectors.copy()
+    damaged[200, 3] = np.nan
+    with pytest.raises(ArtifactError, match="infinite or undefined"):
+        old.with_vectors(damaged, tmp_path / "refreshed")
+    assert open_index(str(tmp_path / "refreshed"), passage_encoder="").fingerprint == first.fingerprint
+    with pytest.raises(
+        ConfigError, match=r"matrix_ND: expected the shape of the index, \(300, 16\), found \(299, 16\)"
+    ):
+        old.with_vectors(vectors[1:], tmp_path / "refreshed")
+
+
+def test_manifest_says_what_an_approximate_index_is(
+    tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    embeddings = write_shards(tmp_path / "e", *many_vectors, 1)
+    manifest = index(embeddings=embeddings, index=str(tmp_path / "index"), config=IndexConfig(kind="ivf_pq", nlist=5))
+    details = manifest.details
+    assert (details["kind"], details["metric"], details["dimension"]) == ("ivf_pq", "inner_product", 16)
+    assert details["options"].keys() == {"nlist", "nprobe", "code_size", "rerank"}
+    assert (details["options"]["nlist"], details["options"]["code_size"]) == (5, 4)
+    size = (tmp_path / "index" / "index.faiss").stat().st_size
+    assert details["bytes_per_vector"] == round(size / 300, 2)
+
+
+def test_a_damaged_faiss_file_is_refused(tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    embeddings = write_shards(tmp_path / "e", *many_vectors, 1)
+    index(embeddings=embeddings, index=str(tmp_path / "index"), config=IndexConfig(kind="pq"))
+    path = tmp_path / "index" / "index.faiss"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(b"XXXX" + content[4:])
+    with pytest.raises(ArtifactError, match="expected a faiss index"):
+        open_index(str(tmp_path / "index"), passage_encoder="00ee")
+    path.write_bytes(content[:-1])
+    with pytest.raises(ArtifactError, match=r"damaged: index.faiss has \d+ bytes"):
+        open_index(str(tmp_path / "index"), passage_encoder="00ee")
