@@ -17,6 +17,7 @@ from ralm.artifacts.tables import write_table
 from ralm.corpus.lookup import PassageLookup
 from ralm.device import best_device, resolve_dtype
 from ralm.errors import ArtifactError, ConfigError
+from ralm.evaluation.passage_sources import check_file_passages
 from ralm.index.search import Index, open_index
 from ralm.model import Model, model_details, open_model, write_reader_config, write_retriever_config
 from ralm.reader.fusion import FusionReader
@@ -80,7 +81,9 @@ def train(
     """
     opened = open_model(model)
     table, rows = open_questions(questions, config.split, config.max_questions)
-    usable_questions(rows, config.task, is_learnt=True)
+    used, _ = usable_questions(rows, config.task, is_learnt=True)
+    if config.file_passages:
+        check_file_passages(used)
     device = best_device()
     dtype = resolve_dtype(config.precision, device)
     inputs = {"model": opened.manifest.fingerprint, "questions": table.fingerprint}

@@ -20,6 +20,7 @@ from components.report.stage import report
 from components.train.config import TrainConfig
 from components.train.stage import train
 from ralm.artifacts.tables import read_table
+from ralm.errors import DataError
 from ralm.model_config import ModelConfig
 from ralm.reader.config import ReaderConfig
 from ralm.retriever.config import RetrieverSettings
@@ -143,3 +144,25 @@ def test_a_task_in_the_other_modes(
     assert len(rows) == metrics["num_questions"] > 0
     assert (TASKS[task].metrics[0] in metrics) == (mode == "closed_book")
     assert all(bool(row["passage_ids"]) == (mode == "retrieve_only") for row in rows)
+
+
+def test_passages_of_the_rows_are_learnt_from(places: dict[str, str], tmp_path: Path) -> None:
+    """Defect 12, in training: a fact to check with its own passages, and no corpus at all."""
+    given = [{"title": "Emma", "section": "", "text": text} for text in ("Emma is a novel.", "It is by Jane Austen.")]
+    row = {"task": "fever", "question": "Emma is a film.", "label": "REFUTES", "passages": given}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    (tmp_path / "dev.jsonl").write_text(json.dumps({**row, "passages": []}))
+    download(source=str(tmp_path), questions=str(tmp_path / "questions"))
+    settings = {"num_steps": 2, "batch_size": 3, "num_passages": 2, "mode": "reader_only", "file_passages": True}
+    inputs = {"model": places["model"], "questions": str(tmp_path / "questions"), "trained": str(tmp_path / "trained")}
+    train(**inputs, config=TrainConfig(**settings))
+    log = read_table(str(tmp_path / "trained" / "training_log.parquet"), "training_log/2").to_pylist()
+    assert log[0]["reader_loss"] > 0
+    train(
+        **{**inputs, "trained": str(tmp_path / "closed")},
+        config=TrainConfig(**settings | {"file_passages": False, "closed_book": True}),
+    )
+    closed = read_table(str(tmp_path / "closed" / "training_log.parquet"), "training_log/2").to_pylist()
+    assert closed[0]["reader_loss"] != log[0]["reader_loss"], "the passages were read"
+    with pytest.raises(DataError, match="passages: file_passages expects some, found none"):
+        train(**{**inputs, "trained": str(tmp_path / "none")}, config=TrainConfig(**settings, split="dev"))
