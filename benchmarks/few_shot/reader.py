@@ -11,18 +11,19 @@ from components.evaluate.config import EvaluateConfig
 from components.train.config import TrainConfig
 
 SHOTS = 64
+NUM_PASSAGES = 2
 TRAIN = TrainConfig(
     mode="reader_only",
     max_questions=SHOTS,
     num_steps=40,
     batch_size=4,
     micro_batch_size=2,
-    num_passages=5,
+    num_passages=NUM_PASSAGES,
     learning_rate=5e-4,
     warmup_steps=2,
-    dropout=0.0,
+    dropout=0.1,
 )
-EVALUATE = EvaluateConfig(num_passages=5, recall_at=(1,))
+EVALUATE = EvaluateConfig(num_passages=NUM_PASSAGES, recall_at=(1,))
 COLUMNS = ("exact_match", "f1", "recall@1", "recall@5", "recall@20", "s_per_step")
 
 

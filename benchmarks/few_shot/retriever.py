@@ -27,7 +27,7 @@ from ralm.sources import fetch_tree
 
 CORPUS = 2_500
 NUM_LAYERS = 5
-READER = dataclasses.replace(reader.TRAIN, num_passages=5)
+READER = dataclasses.replace(reader.TRAIN, num_passages=5, dropout=0.0)
 TRAIN = TrainConfig(
     mode="joint",
     freeze_reader=True,
@@ -47,7 +47,13 @@ MODEL = ModelConfig(
     reader=ReaderConfig(max_input_tokens=192),
 )
 """Shorter inputs than usual, for time."""
-OBJECTIVES: dict[Objective, TrainConfig] = {"pdist": TRAIN}
+OBJECTIVES: dict[Objective, TrainConfig] = {
+    "pdist": TRAIN,
+    "emdr2": dataclasses.replace(TRAIN, objective="emdr2", temperature_gold="auto"),
+    "adist": dataclasses.replace(TRAIN, objective="adist", temperature_gold=0.003),
+    "loop": dataclasses.replace(TRAIN, objective="loop"),
+}
+"""Attention scores of passages differ by about 0.01, log-likelihoods by about 3: hence the other temperature."""
 COLUMNS = ("recall@1", "recall@5", "recall@20", "s_per_step")
 
 
