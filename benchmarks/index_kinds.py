@@ -3,7 +3,7 @@
     python benchmarks/index_kinds.py --model MODEL --questions QUESTIONS.jsonl --size 100000 SHARD.parquet ...
 
 The vectors are those of the embeddings files; where they are fewer than `--size`, the rest is made of them: a real
-vector turned to a cosine of 0.8 towards another one. Recall is measured with real questions, which the tuning of the
+vector and noise (cosine about 0.8, length 1). Recall is measured with real questions, which the tuning of the
 index has not seen. Speed: all questions at once, and one by one; threads as OMP_NUM_THREADS says.
 """
 
@@ -23,7 +23,7 @@ import torch
 from ralm.index.build import finish_index, open_searcher
 from ralm.index.config import IndexSettings
 from ralm.index.matrix import create_matrix, open_matrix, to_storage
-from ralm.index.tuning import make_probes, measure_recall
+from ralm.index.tuning import measure_recall
 from ralm.model import open_model
 from ralm.retriever.embed import embed_texts
 from ralm.retriever.encoder import Encoder
@@ -68,7 +68,10 @@ def make_vectors(places: list[str], size: int) -> tuple[np.ndarray, int]:
     parts = [read_vectors(place) for place in places]
     _, first = np.unique(np.concatenate([ids for ids, _ in parts]), return_index=True)
     real_ND = np.concatenate([vectors for _, vectors in parts]).astype(np.float32)[first][:size]
-    made_ND = make_probes(real_ND, max(0, size - len(real_ND)), seed=5, cosine=0.8)
+    generator = np.random.default_rng(5)
+    made_ND = real_ND[generator.integers(len(real_ND), size=max(0, size - len(real_ND)))]
+    made_ND += 0.75 * generator.normal(size=made_ND.shape).astype(np.float32) / real_ND.shape[1] ** 0.5
+    made_ND /= np.linalg.norm(made_ND, axis=1, keepdims=True)
     return np.concatenate([real_ND, made_ND]), len(real_ND)
 
 

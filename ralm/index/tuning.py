@@ -17,33 +17,36 @@ from ralm.index.recall import recall_at_k, reference_rows
 
 logger = logging.getLogger(__name__)
 TUNED_CUT = 10
-PROBE_COSINE = 0.7
+PROBE_WEIGHT, MIXED = 0.4, 32
 RERANKS = (16, 32, 64, 128, 256, 512, 1024)
 
 
-def make_probes(matrix_ND: np.ndarray, count: int, *, seed: int, cosine: float = PROBE_COSINE) -> np.ndarray:
-    """Vectors that lie to the passages as questions do: near one of them, yet not on it.
+def make_probes(matrix_ND: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Vectors that lie to the passages as questions do: near one of them, but nearer to the open space between them.
 
-    A stored vector as its own question would find itself in any index. A probe is a stored vector x turned away from
-    itself to a cosine of about 0.7 (where MiniLM puts questions and their passages), not in a random direction, most
-    of which hold no passages at all, but towards another stored vector y, taken from the corpus's mean m:
-    `0.7 x / |x| + sqrt(1 - 0.7^2) (y - m) / |y - m|`. So the noise is spread as the corpus itself is, and neighbours
-    of x have to compete with neighbours of y.
+    A stored vector as its own question finds itself in any index, and noise in a random direction, where there are no
+    passages, changes no order. A probe is a stored vector x and a mixture of other stored vectors y around the mean m:
+    `0.4 x / |x| + sqrt(1 - 0.4^2) z / |z|` with `z = sum_j g_j (y_j - m)`, g_j normal: noise spread as the corpus is.
+    The weight 0.4 was chosen by real questions (400 of QED, MiniLM, 11,202 Wikipedia passages, ivf_flat with 287
+    lists): recall@10 with 8, 16, 32, 64 lists is 0.74, 0.85, 0.92, 0.97 for them and 0.78, 0.87, 0.93, 0.97 for
+    probes; with weight 0.7 and a single y it was 0.95, 0.98, 0.99, 1.00, far too easy.
 
     Args:
         matrix_ND: vectors as `matrix.npy` holds them.
         count: number of probes.
-        seed: of the choice of x and y.
-        cosine: weight of x; about the cosine between the probe and x.
+        seed: of the random choices.
 
     Returns:
-        float32 [count, D].
+        float32 [count, D], of about length 1.
     """
     generator = np.random.default_rng(seed)
-    rows = generator.integers(len(matrix_ND), size=(2, count))
     center_D = to_float32(matrix_ND[:: max(1, len(matrix_ND) // 4096)]).mean(0)
-    near_BD, away_BD = to_float32(matrix_ND[rows[0]]), to_float32(matrix_ND[rows[1]]) - center_D
-    probe_BD = cosine * _unit(near_BD) + (1 - cosine**2) ** 0.5 * _unit(away_BD)
+    near_BD = to_float32(matrix_ND[generator.integers(len(matrix_ND), size=count)])
+    noise_BD = np.empty_like(near_BD)
+    for noise_D in noise_BD:
+        others = to_float32(matrix_ND[generator.integers(len(matrix_ND), size=MIXED)]) - center_D
+        noise_D[:] = generator.normal(size=MIXED).astype(np.float32) @ others
+    probe_BD = PROBE_WEIGHT * _unit(near_BD) + (1 - PROBE_WEIGHT**2) ** 0.5 * _unit(noise_BD)
     return probe_BD.astype(np.float32)
 
 
