@@ -18,12 +18,13 @@ from ralm.model_config import ModelConfig
 from ralm.model_tokenizer import save_tokenizer
 from ralm.onnx_reader import convert_onnx_reader, is_onnx_reader
 from ralm.pretrained import load_config, load_weights, read_model_json
+from ralm.reader.fusion import tell_untied
 from ralm.retriever.config import Pooling, RetrieverConfig, RetrieverSettings
 from ralm.retriever.encoder import MODEL_TYPES, load_encoder_model, max_encoder_tokens
 from ralm.sources import bundle_parts, fetch_tree, source_digest
 
 logger = logging.getLogger(__name__)
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 ROLES = ("retriever", "reader")
 _READER_TYPES = {"t5"}
 _T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -141,4 +142,5 @@ def _save_reader(tree: Path, folder: Path) -> None:
     config = load_config(tree, "reader", _READER_TYPES)
     reader = load_weights(T5ForConditionalGeneration, tree, config=config, dtype=torch.float32)
     reader.save_pretrained(folder)
+    tell_untied(folder / "config.json")
     save_tokenizer(tree, folder, {})

@@ -103,7 +103,7 @@ class FusionReader(nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and `config.json`, and copy the tokenizer's files byte for byte."""
         self.model.save_pretrained(folder)
-        _tell_untied(folder / "config.json")
+        tell_untied(folder / "config.json")
         for name in TOKENIZER_FILES:
             if (self._folder / name).is_file() and self._folder != folder:
                 (folder / name).write_bytes((self._folder / name).read_bytes())
@@ -297,7 +297,7 @@ def fuse_activations(model: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
-def _tell_untied(path: Path) -> None:
+def tell_untied(path: Path) -> None:
     """Say in `config.json` that the output layer is not the embedding, as the official files of T5 1.1 do.
 
     transformers 5 writes true for every T5 and goes by `scale_decoder_outputs`; version 4 would tie the two.

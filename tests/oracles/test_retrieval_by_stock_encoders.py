@@ -91,12 +91,13 @@ def check(model: Model, recipe: dict[str, Any], question_tower: Path, passage_to
     expected_ND = stock_vectors(passage_tower, told, settings.max_passage_tokens, **how)
     np.testing.assert_allclose(found_BD, expected_BD, atol=1e-5)
     np.testing.assert_allclose(found_ND, expected_ND, atol=1e-5)
-    np.testing.assert_allclose(found_BD @ found_ND.T, expected_BD @ expected_ND.T, atol=1e-5)
+    near = {"atol": 1e-5, "rtol": 1e-6}  # products of vectors that are not normalised reach 700
+    np.testing.assert_allclose(found_BD @ found_ND.T, expected_BD @ expected_ND.T, **near)
     dimension = found_BD.shape[1]
     assert dimension == 32  # from the encoder's own configuration, no constant
     passage_BKD = torch.tensor(found_ND).expand(len(QUESTIONS), -1, -1)
     trained_BK = retriever_scores(torch.tensor(found_BD), passage_BKD)
-    np.testing.assert_allclose(trained_BK.numpy(), expected_BD @ expected_ND.T / math.sqrt(dimension), atol=1e-5)
+    np.testing.assert_allclose(trained_BK.numpy(), expected_BD @ expected_ND.T / math.sqrt(dimension), **near)
 
 
 @pytest.mark.parametrize("towers", ["tied", "untied"])

@@ -129,6 +129,8 @@ def test_the_output_layer_stays_apart_from_the_embedding(files: Path, tmp_path: 
     torch.testing.assert_close(reader.lm_head.weight.detach(), original["lm_head.weight"], rtol=0, atol=0)
     torch.testing.assert_close(reader.shared.weight.detach(), original["shared.weight"], rtol=0, atol=0)
     assert not torch.equal(reader.lm_head.weight, reader.shared.weight)
+    config = json.loads((model.reader_folder / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False  # what version 4 of transformers goes by
 
 
 def test_swapped_parts(files: Path, tmp_path: Path) -> None:

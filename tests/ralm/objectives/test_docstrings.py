@@ -16,6 +16,7 @@ MODULES = [
     "ralm.reader.fusion",
     "ralm.reader.labels",
     "ralm.reader.leave_one_out",
+    "ralm.reader.options",
     "ralm.reader.prompts",
     "ralm.reader.scores",
     "ralm.training.examples",
