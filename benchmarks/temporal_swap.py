@@ -75,7 +75,7 @@ def passages_by_title(passages: str) -> dict[str, list[str]]:
 
 def predict(corpus: Mapping[str, str], questions: str, model: str, place: str) -> list[str]:
     """The model's answers with this corpus, in the order of the questions."""
-    config = EvaluateConfig(num_passages=5, recall_at=(1,))
+    config = EvaluateConfig(recall_at=(1,))
     evaluate(**corpus, questions=questions, model=model, predictions=place, config=config)
     rows = pq.read_table(f"{place}/test.parquet", columns=["question_id", "prediction"]).to_pylist()
     return [row["prediction"] for row in sorted(rows, key=lambda row: int(row["question_id"]))]

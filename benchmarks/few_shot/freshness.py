@@ -11,14 +11,13 @@ from benchmarks.few_shot.workspace import Workspace
 from components.train.config import TrainConfig
 
 RERANKED = 32
-REFRESH_EVERY = 20
+REFRESH_EVERY = 10
+TRAIN = dataclasses.replace(retriever.TRAIN, num_steps=30)
 MODES: dict[str, TrainConfig] = {
-    "query side": dataclasses.replace(retriever.TRAIN, mode="query_side"),
-    "stale index": retriever.TRAIN,
-    f"best of {RERANKED} reranked": dataclasses.replace(retriever.TRAIN, num_reranked=RERANKED),
-    f"index made anew every {REFRESH_EVERY} updates": dataclasses.replace(
-        retriever.TRAIN, refresh_schedule=str(REFRESH_EVERY)
-    ),
+    "query side": dataclasses.replace(TRAIN, mode="query_side"),
+    "stale index": TRAIN,
+    f"best of {RERANKED} reranked": dataclasses.replace(TRAIN, num_reranked=RERANKED),
+    f"new index every {REFRESH_EVERY} updates": dataclasses.replace(TRAIN, refresh_schedule=str(REFRESH_EVERY)),
 }
 COLUMNS = ("recall@1", "recall@5", "recall@20", "s_per_step")
 
