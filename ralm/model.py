@@ -111,9 +111,7 @@ def model_details(folder: Path) -> dict[str, Any]:
     retriever, tied = read_retriever_config(folder)
     passage = folder / "retriever" / "passage"
     question = passage if tied else folder / "retriever" / "question"
-    dimensions = {
-        half.name: int(_read_plain(half / "config.json").get("hidden_size", 0)) for half in (passage, question)
-    }
+    dimensions = {half.name: _dimension(half) for half in (passage, question)}
     if len(set(dimensions.values())) != 1:
         raise ArtifactError(f"{folder}: the halves of the retriever have vectors of different length: {dimensions}")
     fingerprints = {
@@ -122,6 +120,12 @@ def model_details(folder: Path) -> dict[str, Any]:
         "reader": _part_fingerprint(folder / "reader", _read_plain(folder / _READER)),
     }
     return {"fingerprints": fingerprints, "tied": tied, "dimension": dimensions["passage"]}
+
+
+def _dimension(half: Path) -> int:
+    """Values in a vector; DistilBERT's configuration calls them `dim`."""
+    plain = _read_plain(half / "config.json")
+    return int(plain.get("hidden_size") or plain.get("dim") or 0)
 
 
 def _question_settings(config: RetrieverConfig) -> dict[str, Any]:

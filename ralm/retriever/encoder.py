@@ -125,9 +125,7 @@ def load_encoder_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     config = load_config(folder, "retriever", MODEL_TYPES)
     options = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
-    model: PreTrainedModel = load_weights(
-        AutoModel, folder, config=config, dtype=dtype, attn_implementation="sdpa", **options
-    )
+    model: PreTrainedModel = load_weights(AutoModel, folder, config=config, dtype=dtype, **options)
     return model
 
 
