@@ -19,7 +19,7 @@ import numpy as np
 from ralm.errors import ArtifactError, ConfigError
 from ralm.index.config import IndexSettings, Kind, Storage
 from ralm.index.matrix import BLOCK_ROWS, check_search, to_float32
-from ralm.index.recall import reference_rows
+from ralm.index.recall import matrix_products, reference_rows
 
 FAISS_FILE = "index.faiss"
 QUESTION_BATCH = 256
@@ -118,7 +118,7 @@ def build_faiss(matrix_ND: np.ndarray, layout: Layout) -> Any:
     for clustering in [part.cp for part in (trained + [index.pq] if layout.code_size else trained)]:
         clustering.max_points_per_centroid = POINTS_PER_CENTROID
         clustering.min_points_per_centroid = 1  # no warnings on small corpora
-    with _fast_training(single=layout.kind == "hnsw"):
+    with matrix_products(), _threads(1 if layout.kind == "hnsw" else faiss.omp_get_max_threads()):
         index.train(_sample(matrix_ND, POINTS_PER_CENTROID * max(layout.nlist, 256)))
         for start in range(0, len(matrix_ND), BLOCK_ROWS):
             index.add(to_float32(matrix_ND[start : start + BLOCK_ROWS]))
@@ -133,17 +133,13 @@ def _sample(matrix_ND: np.ndarray, size: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _fast_training(*, single: bool) -> Iterator[None]:
-    """Let k-means use matrix products for small parts too, which faiss 1.15 avoids: ten times faster training."""
-    threshold, threads = faiss.cvar.distance_compute_blas_threshold, faiss.omp_get_max_threads()
+def _threads(number: int) -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(number)
     try:
-        faiss.cvar.distance_compute_blas_threshold = 20
-        if single:
-            faiss.omp_set_num_threads(1)
         yield
     finally:
-        faiss.cvar.distance_compute_blas_threshold = threshold
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(before)
 
 
 def read_faiss(path: Path, num_passages: int, dimension: int) -> Any:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import faiss
 import numpy as np
 
 from ralm.index.matrix import BLOCK_ROWS, to_float32
+
+
+@contextlib.contextmanager
+def matrix_products() -> Iterator[None]:
+    """Let faiss compare by matrix products also where questions times dimension are few.
+
+    faiss 1.15 takes a scalar path there, which is several times slower from four questions on.
+    """
+    before = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = 20
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = before
 
 
 def reference_rows(question_BD: np.ndarray, matrix_ND: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +40,8 @@ def reference_rows(question_BD: np.ndarray, matrix_ND: np.ndarray, k: int) -> tu
     question = np.ascontiguousarray(question_BD, np.float32)
     for start in range(0, len(matrix_ND), BLOCK_ROWS):
         block = to_float32(matrix_ND[start : start + BLOCK_ROWS])
-        score, row = faiss.knn(question, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        with matrix_products():
+            score, row = faiss.knn(question, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
         if score.shape[1] < k:
             padding = ((0, 0), (0, k - score.shape[1]))
             score = np.pad(score, padding, constant_values=-np.inf)

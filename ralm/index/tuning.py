@@ -111,9 +111,10 @@ def measure_recall(search: Any, probe_BD: np.ndarray, matrix_ND: np.ndarray) -> 
         probe_BD: questions.
         matrix_ND: vectors as `matrix.npy` holds them.
     """
+    cuts = [cut for cut in (1, 10, 100) if cut <= len(matrix_ND)]
+    exact_score_BK, _ = reference_rows(probe_BD, matrix_ND, cuts[-1])
     recall = {}
-    for k in (cut for cut in (1, 10, 100) if cut <= len(matrix_ND)):
-        _, row_BK = search(probe_BD, k)
-        exact_score_BK, _ = reference_rows(probe_BD, matrix_ND, k)
-        recall[f"recall_at_{k}"] = round(recall_at_k(rescore(probe_BD, row_BK, matrix_ND), exact_score_BK), 6)
+    for k in cuts:
+        found_score_BK = rescore(probe_BD, search(probe_BD, k)[1], matrix_ND)
+        recall[f"recall_at_{k}"] = round(recall_at_k(found_score_BK, exact_score_BK[:, :k]), 6)
     return recall
