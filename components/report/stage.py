@@ -22,7 +22,7 @@ from ralm.evaluation.compare import (
 )
 from ralm.evaluation.report import Subject, render_html, render_markdown
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def report(
