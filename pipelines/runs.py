@@ -201,6 +201,16 @@ def _count(events: list[dict[str, Any]], kind: str, name: str) -> int:
     return next((int(event["counts"].get(name, 0)) for event in events if event["kind"] == kind), 0)
 
 
+FIGURES = (
+    ("recall_title_at_10", "recall@10 (title)"),
+    ("debiased_accuracy", "debiased accuracy"),
+    ("accuracy", "accuracy"),
+    ("exact_match", "exact match"),
+    ("f1", "F1"),
+)
+"""What the summary shows of a run's metrics, as far as its task has them."""
+
+
 def show_run(result: dict[str, Any]) -> str:
     """A pipeline run's summary for people."""
     before, after = result["before"], result["after"]
@@ -209,7 +219,7 @@ def show_run(result: dict[str, Any]) -> str:
         f"recipe             {result['recipe']}, {result['elapsed_s']:.0f} s",
         f"passages           {result['passages']:,}",
     ]
-    for name, label in (("recall_title_at_10", "recall@10 (title)"), ("exact_match", "exact match"), ("f1", "F1")):
+    for name, label in FIGURES:
         if name in after and name in before:
             lines.append(f"{label:<18} {before[name]:.3f} before training, {after[name]:.3f} after")
     version = f"{registration['name']} version {registration['version']} ({registration['alias']})"

@@ -15,8 +15,9 @@ class RegisterConfig:
     recipe: str = "custom"
     """The registered model is called `ralm-<recipe>`."""
 
-    metric: str = "exact_match"
-    """Figure of the predictions' metrics.json; the higher one wins. Nested figures are named with dots."""
+    metric: str = "auto"
+    """Figure of the predictions' metrics.json; the higher one wins. Nested figures are named with dots. auto: the
+    task's main figure, such as `exact_match` for qa and `debiased_accuracy` for multiple_choice."""
 
     def __post_init__(self) -> None:
         """Check names."""

@@ -13,6 +13,7 @@ from ralm.artifacts.files import Location, read_json, write_json
 from ralm.artifacts.manifest import Artifact, Manifest, open_artifact
 from ralm.artifacts.store import Contents, produce, stored_location
 from ralm.errors import ArtifactError, ConfigError
+from ralm.tasks.catalog import task_named
 
 STAGE_VERSION = 1
 
@@ -51,6 +52,8 @@ def register(
     }
     scored = open_artifact(predictions, "predictions")
     _check_pair(opened, scored)
+    if config.metric == "auto":
+        config = dataclasses.replace(config, metric=task_named(scored.manifest.details["task"]).metrics[0])
     value = _figure(scored, config.metric)
     outcome = _register(opened, scored, config, value)
     references = {name: stored_location(artifact.manifest) for name, artifact in opened.items()}

@@ -25,7 +25,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from ralm.artifacts.files import read_json, write_json
 from ralm.errors import ConfigError
 from ralm.objectives.attention import attention_distillation_scores, attention_statistics
-from ralm.objectives.distillation import IGNORED_LABEL as IGNORED_LABEL
 from ralm.pretrained import load_weights
 from ralm.reader.attention import token_sums
 from ralm.reader.config import ReaderConfig

@@ -12,7 +12,7 @@ class Kilt(Task):
     A row is of KILT's FEVER if all its answers are FEVER labels: they are then written as true, false or maybe.
     """
 
-    metrics = ("accuracy", "exact_match", "f1")
+    metrics = ("exact_match", "accuracy", "f1")
     is_plain = False
     needs_answers = False
 

@@ -9,7 +9,7 @@ from ralm.tasks.config import TaskConfig
 class TextTask(Task):
     """A task that makes question and target out of a text. Its `source_id` keeps the text itself from being found."""
 
-    metrics = ("accuracy", "f1", "rouge_1", "rouge_2", "rouge_l")
+    metrics = ("f1", "accuracy", "rouge_1", "rouge_2", "rouge_l")
     fewest_words: int = 1
     """Texts with fewer words cannot be used."""
 

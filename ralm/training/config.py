@@ -155,6 +155,8 @@ class TrainingConfig:
         self._check_modes()
 
     def _check_modes(self) -> None:
+        leaves_out = self.objective == "loop" and self.trains_retriever
+        self._check("objective", not leaves_out or self.num_scored >= 2, "another than loop with one passage")
         for name in ("closed_book", "file_passages"):
             self._check(name, not getattr(self, name) or self.mode == "reader_only", "false unless mode is reader_only")
         self._check("file_passages", not (self.file_passages and self.closed_book), "false where closed_book is true")

@@ -187,7 +187,7 @@ class Learner:
         """Add up the gradients of the batch, `micro_batch_size` questions at a time.
 
         The weights make the sums the means of the whole batch: over target tokens for the reader, over questions for
-        the retriever.
+        the retriever (over target tokens with EMDR2 by token).
 
         Returns:
             The batch's two losses and its attention statistics.
@@ -197,10 +197,12 @@ class Learner:
         statistics: dict[str, float] = {}
         for part in batch.split(self.config.micro_batch_size):
             label_BT = self.reader.tokenize_targets(part.targets, part.questions)
-            share = len(part.questions) / len(batch.questions)
+            share_of_tokens = int((label_BT >= 0).sum()) / num_tokens
+            is_by_token = self.config.objective == "emdr2" and self.config.emdr2_level == "token"
+            share = share_of_tokens if is_by_token else len(part.questions) / len(batch.questions)
             with self.precision():
                 loss, signal = self._read(part, label_BT, teaches=teaches)
-            loss = loss * (int((label_BT >= 0).sum()) / num_tokens)
+            loss = loss * share_of_tokens
             reader_total += loss.item()
             if signal is not None:
                 distillation = self._distil(part, signal) * share

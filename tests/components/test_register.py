@@ -25,7 +25,7 @@ class Inputs:
 
         def build(folder: Path) -> Contents:
             write_json(folder / "metrics.json", {"exact_match": exact_match})
-            return Contents()
+            return Contents(details={"task": "qa"})
 
         output = str(self.folder / f"predictions-{exact_match}-{questions[:2]}")
         inputs = {**fingerprints, "questions": questions, **changed}
@@ -55,6 +55,10 @@ def inputs(tmp_path: Path, tiny_model: str, toy_index: str, toy_passages: str) -
 def test_without_tracking_nothing_is_registered(inputs: Inputs) -> None:
     result = inputs.register(inputs.predictions(0.5))
     assert (result["version"], result["alias"], result["value"]) == ("", "", 0.5)
+
+
+def test_the_main_figure_of_the_task_decides(inputs: Inputs) -> None:
+    assert inputs.register(inputs.predictions(0.5))["metric"] == "exact_match"
 
 
 def test_unknown_metric_is_an_error(inputs: Inputs) -> None:

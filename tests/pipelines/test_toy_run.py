@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ralm.artifacts.tables import read_table
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGE_RUNS = {"download": 3, "embed": 4, "index": 2, "evaluate": 2, "train": 1, "report": 1, "register": 1}
 
@@ -140,3 +142,35 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["mlm", "lm"])
+def test_pretraining_on_the_corpus_itself(toy_arguments: list[str], tmp_path: Path, run_ralm: Any, task: str) -> None:
+    """Joint, reranked and refreshed training on texts that are not allowed to find themselves."""
+    settings = {
+        "download": {"num_test": 2, "num_dev": 1, "model": {"retriever": {"max_passage_tokens": 64}}},
+        "train": {
+            "mode": "joint",
+            "num_steps": 3,
+            "batch_size": 2,
+            "num_passages": 2,
+            "num_reranked": 5,
+            "refresh_schedule": "2",
+            "evaluate_every_steps": 2,
+        },
+        "evaluate": {"num_passages": 2, "recall_at": [1, 5]},
+        "report": {"resamples": 100},
+    }
+    place = toy_arguments.index("--questions") + 1
+    arguments = [*toy_arguments[:place], f"corpus:{task}", *toy_arguments[place + 1 :], "--json"]
+    arguments[arguments.index("--settings") + 1] = json.dumps(settings)
+    done = run_ralm(["pipeline", "run", *arguments], tmp_path / "home", RALM_TRACKING="off")
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout)
+    assert {"rouge_1", "eval_loss"} <= set(result["after"])
+    manifest = json.loads(Path(result["model"], "manifest.json").read_text())
+    assert manifest["counts"]["questions"] == 4
+    assert [row["step"] for row in manifest["details"]["evaluations"]] == [2]
+    (trained,) = list(Path(result["model"]).glob("training_log.parquet"))
+    assert read_table(str(trained), "training_log/2").column("index_overlap").null_count == 2

@@ -14,9 +14,9 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from ralm.errors import ArtifactError
-from ralm.objectives.distillation import perplexity_scores
+from ralm.objectives.distillation import IGNORED_LABEL, perplexity_scores
 from ralm.reader.config import ReaderConfig
-from ralm.reader.fusion import IGNORED_LABEL, FusionReader
+from ralm.reader.fusion import FusionReader
 
 
 @dataclass

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ralm.errors import ConfigError, DataError
+from ralm.objectives.distillation import IGNORED_LABEL
 from ralm.reader.encoded import EncodedPassages
-from ralm.reader.fusion import IGNORED_LABEL, FusionReader
+from ralm.reader.fusion import FusionReader
 from ralm.reader.generate import generate_answers
 from ralm.reader.labels import decoder_inputs
 from ralm.reader.scores import leave_one_out_signal, perplexity_signal

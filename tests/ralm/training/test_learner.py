@@ -41,6 +41,20 @@ def make_learner(model_location: str, config: TrainingConfig) -> Learner:
     return Learner(reader, encoder, encoder if config.mode == "joint" else None, config, torch.float32)
 
 
+@pytest.mark.parametrize("objective", ["pdist", "adist", "loop", "emdr2", "emdr2-token"])
+def test_the_size_of_a_micro_batch_does_not_matter(tiny_model: str, objective: str) -> None:
+    """Defect 17: in Atlas accumulation adds gradients up instead of averaging them."""
+    name, _, level = objective.partition("-")
+    settings = {"objective": name, "emdr2_level": level or "sequence", "temperature_score": 0.1}
+    config = dataclasses.replace(CONFIG, **settings)
+    whole, parts = (make_learner(tiny_model, dataclasses.replace(config, micro_batch_size=size)) for size in (2, 1))
+    first, second = whole.update(BATCH, 0), parts.update(BATCH, 0)
+    for key, value in first.items():
+        assert second[key] == pytest.approx(value, rel=1e-4, abs=1e-4), key
+    for key, weight in whole.weights.items():
+        torch.testing.assert_close(parts.weights[key].grad, weight.grad, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"score_pass": "eval"}, {"micro_batch_size": 1}])
 def test_options_do_not_change_the_update(tiny_model: str, change: dict[str, object]) -> None:
     plain = make_learner(tiny_model, CONFIG)

@@ -73,6 +73,7 @@ def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
         {"temperature_gold": 0.0},
         {"overretrieve_ratio": 0},
         {"freeze_retriever_steps": -1},
+        {"num_passages": 1, "objective": "loop"},
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, object]) -> None:
