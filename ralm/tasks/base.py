@@ -120,7 +120,7 @@ class Task:
     """
 
     metrics: tuple[str, ...] = ("accuracy",)
-    """Names of the scores of one prediction, the main one first; each is in [0, 1], its mean over questions the metric."""
+    """Names of the scores of one prediction, the main one first; each is in [0, 1], and the metric is its mean."""
 
     is_plain: bool = True
     """True: query and target are used as they are, without the model's question and target formats."""

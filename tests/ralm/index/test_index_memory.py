@@ -8,6 +8,7 @@ the product quantiser, as if all of it were held.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from ralm.index.build import finish_index
 from ralm.index.config import IndexSettings
 from ralm.index.matrix import create_matrix, to_storage
 from ralm.index.tuning import make_probes
+from ralm.retriever.vectors import read_vectors
 
 NUM_VECTORS, DIMENSION, NUM_QUESTIONS = 200_000, 384, 64
 
@@ -47,12 +49,19 @@ print(json.dumps({"opened": opened, "searched": anonymous_bytes() - before}))
 """
 
 
-def vectors() -> np.ndarray:
-    """20,000 clustered vectors, and as many more as are wanted made of them with noise."""
-    generator = np.random.default_rng(0)
+def first_vectors(generator: np.random.Generator) -> np.ndarray:
+    """Real ones from the embeddings table that RALM_REAL_VECTORS names, else 20,000 clustered ones."""
+    if place := os.environ.get("RALM_REAL_VECTORS"):
+        return read_vectors(place)[1].astype(np.float32)
     center = generator.normal(size=(500, DIMENSION)).astype(np.float32)
-    real = center[generator.integers(500, size=20_000)] + 0.8 * generator.normal(size=(20_000, DIMENSION)).astype("f4")
-    real /= np.linalg.norm(real, axis=1, keepdims=True)
+    found = center[generator.integers(500, size=20_000)] + 0.8 * generator.normal(size=(20_000, DIMENSION)).astype("f4")
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def vectors() -> np.ndarray:
+    """The first vectors, and as many more as are wanted made of them with noise."""
+    generator = np.random.default_rng(0)
+    real = first_vectors(generator)
     made = real[generator.integers(len(real), size=NUM_VECTORS - len(real))]
     made += 0.5 * generator.normal(size=made.shape).astype(np.float32) / DIMENSION**0.5
     return np.concatenate([real, made / np.linalg.norm(made, axis=1, keepdims=True)])
