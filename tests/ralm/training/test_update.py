@@ -9,11 +9,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ralm.training.learner import BETAS, EPSILON, Learner
+from ralm.training.learner import Learner
 from ralm.training.schedule import learning_rate_factor
 from tests.ralm.training.test_learner import BATCH, CONFIG, make_learner
 
-SMALL = dataclasses.replace(CONFIG, learning_rate=1e-3, retriever_learning_rate=2e-3, num_steps=3, warmup_steps=1)
+SMALL = dataclasses.replace(
+    CONFIG,
+    learning_rate=1e-3,
+    retriever_learning_rate=2e-3,
+    num_steps=3,
+    warmup_steps=1,
+    adam_beta2=0.95,
+    adam_epsilon=1e-5,
+)
+BETAS = (0.9, 0.95)
 
 
 def followed(learner: Learner, steps: int) -> dict[str, torch.Tensor]:
@@ -34,7 +43,7 @@ def followed(learner: Learner, steps: int) -> dict[str, torch.Tensor]:
             second[name] = BETAS[1] * second[name] + (1 - BETAS[1]) * gradient**2
             mean, square = first[name] / (1 - BETAS[0] ** (step + 1)), second[name] / (1 - BETAS[1] ** (step + 1))
             value *= 1 - rate * SMALL.weight_decay
-            value -= rate * mean / (square.sqrt() + EPSILON)
+            value -= rate * mean / (square.sqrt() + SMALL.adam_epsilon)
     return weights
 
 
@@ -50,6 +59,24 @@ def test_an_update_is_clipping_and_adamw_alone(tiny_model: str, dtype: torch.dty
     expected = followed(learner, 3)
     for name, value in expected.items():
         torch.testing.assert_close(learner.weights[name].detach(), value, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_gradients_are_those_of_the_bare_loss_in_every_update(tiny_model: str) -> None:
+    """Defect 16: the loss was scaled before the backward pass, by a factor that moved with the gradients."""
+    config = dataclasses.replace(SMALL, mode="reader_only", clip_norm=1e9)
+    learner, other = make_learner(tiny_model, config), make_learner(tiny_model, config)
+    for step in range(3):
+        other.reader.model.load_state_dict(learner.reader.model.state_dict())
+        other.reader.model.zero_grad()
+        passages = [of_question[: config.num_passages] for of_question in BATCH.passages]
+        label_BT = other.reader.tokenize_targets(BATCH.targets)
+        encoded = other.reader.encode(other.reader.tokenize_inputs(BATCH.questions, passages))
+        logit_BTV = other.reader.fusion_logits(encoded, label_BT)
+        torch.nn.functional.cross_entropy(logit_BTV.flatten(0, 1), label_BT.flatten(), ignore_index=-100).backward()
+        learner.update(BATCH, step)
+        for name, weight in other.reader.model.named_parameters():
+            found = learner.reader.model.get_parameter(name).grad
+            torch.testing.assert_close(found, weight.grad, rtol=1e-4, atol=1e-6, msg=f"{step} {name}")
 
 
 class CountReads(TorchDispatchMode):
