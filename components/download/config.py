@@ -31,6 +31,9 @@ class DownloadConfig:
     passage_words: int = 100
     """Words aimed at in a passage; none has more than one and a half times as many."""
 
+    max_passages: int | None = None
+    """Keep only the first passages of the corpus; all by default."""
+
     infoboxes: bool = True
     """Keep infoboxes of wiki pages as passages of their own (`field: value` lines)."""
 
@@ -86,6 +89,8 @@ class DownloadConfig:
             url = getattr(self, name)
             if "://" not in url and not (name == "datasets_base_url" and not url):
                 raise ConfigError(f"{name}: expected a URL such as {WIKI_BASE_URL}, found {url!r}")
+        if self.max_passages is not None and self.max_passages < 1:
+            raise ConfigError(f"max_passages: expected at least 1, found {self.max_passages}")
         for name in ("num_shots", "num_test", "num_dev", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected 0 or more, found {getattr(self, name)}")

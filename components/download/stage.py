@@ -91,11 +91,13 @@ def _download_passages(source: Location, passages: Location, config: DownloadCon
     def build(folder: Path) -> Contents:
         started_at = time.monotonic()
         batches = corpus.batches(with_infoboxes=config.infoboxes)
-        rows, counts = write_passages(folder, batches, limits, workers=workers, source=source)
+        rows, counts = write_passages(
+            folder, batches, limits, workers=workers, source=source, max_passages=config.max_passages
+        )
         elapsed_s = time.monotonic() - started_at
         return Contents(
             rows=rows,
-            counts={**corpus.counts, **counts},
+            counts={**({} if counts["passages"] == config.max_passages else corpus.counts), **counts},
             details=corpus.details,
             timings={"passages_per_s": round(counts["passages"] / elapsed_s, 1), "workers": workers},
         )
@@ -106,7 +108,7 @@ def _download_passages(source: Location, passages: Location, config: DownloadCon
         stage="download",
         stage_version=STAGE_VERSION,
         inputs=corpus.inputs,
-        config={"format": config.format, "passage_words": config.passage_words, "infoboxes": config.infoboxes},
+        config={name: getattr(config, name) for name in ("format", "passage_words", "max_passages", "infoboxes")},
         build=build,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,13 @@ def cut_batch(batch: Batch, limits: SplitLimits) -> pa.RecordBatch:
 
 
 def write_passages(
-    folder: Path, batches: Iterator[Batch], limits: SplitLimits, *, workers: int, source: str
+    folder: Path,
+    batches: Iterator[Batch],
+    limits: SplitLimits,
+    *,
+    workers: int,
+    source: str,
+    max_passages: int | None = None,
 ) -> tuple[dict[str, int], Counter[str]]:
     """Cut and write all passages: `part-00000.parquet` and so on, `PART_ROWS` rows each.
 
@@ -59,6 +66,7 @@ def write_passages(
         limits: lengths of passages.
         workers: processes that clean and cut.
         source: how the corpus is named in messages.
+        max_passages: stop after so many, None for all.
 
     Returns:
         Rows of each file, and counts: passages, by kind, and how many got a new id because another had the same.
@@ -69,10 +77,13 @@ def write_passages(
     rows: dict[str, int] = {}
     counts: Counter[str] = Counter()
     ids: list[np.ndarray] = []
+    left = sys.maxsize if max_passages is None else max_passages
     writer: TableWriter | None = None
     try:
         with progress(total=None, what="read corpus", unit="passages") as bar:
             for table in map_ordered(functools.partial(cut_batch, limits=limits), batches, workers):
+                table = table.slice(0, left)
+                left -= table.num_rows
                 ids.append(table.column("passage_id").to_numpy())
                 counts.update(table.column("kind").to_pylist())
                 bar.update(table.num_rows)
@@ -89,6 +100,8 @@ def write_passages(
                     if writer.num_rows == PART_ROWS:
                         writer.close()
                         writer = None
+                if not left:
+                    break
     finally:
         if writer is not None:
             writer.close()

@@ -92,6 +92,12 @@ class TrainingConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW, on every weight."""
 
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+
+    adam_epsilon: float = 1e-6
+    """What AdamW adds to the root of the second moment."""
+
     clip_norm: float = 1.0
     """Longest gradient, over all weights together; longer ones are scaled down."""
 
@@ -147,6 +153,8 @@ class TrainingConfig:
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("num_steps", "freeze_retriever_steps", "evaluate_every_steps"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
+        self._check("adam_epsilon", self.adam_epsilon > 0, "a positive number")
         self._check("floor_ratio", 0 <= self.floor_ratio <= 1, "0 to 1")
         self._check("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         self._check(

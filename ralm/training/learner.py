@@ -30,8 +30,7 @@ from ralm.training.config import TrainingConfig
 from ralm.training.schedule import learning_rate_factor
 from ralm.training.signal import Signal, passage_signal, retriever_loss
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-6
+BETA1 = 0.9
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ class Learner:
                 for name, group in groups.items()
                 if group
             ],
-            betas=BETAS,
-            eps=EPSILON,
+            betas=(BETA1, config.adam_beta2),
+            eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
             fused=True,
         )

@@ -20,6 +20,7 @@ import pytest
 
 from components.download.config import DownloadConfig
 from components.download.stage import download
+from ralm.artifacts.manifest import open_artifact
 from ralm.artifacts.tables import read_table
 from ralm.corpus import build, parallel
 from ralm.errors import ArtifactError, ConfigError, DataError
@@ -124,6 +125,23 @@ def test_equal_bytes_with_any_number_of_workers(tmp_path: Path, monkeypatch: pyt
         digests.append(file_digests(folder))
     assert digests[0] == digests[1]
     assert len(digests[0]) > 3
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_passages_alone(tmp_path: Path, workers: int) -> None:
+    """However far the workers have read ahead, the artifact is the same."""
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"id": str(n), "title": f"Page {n}", "text": f"Sentence number {n}. " * 40} for n in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = download(source=str(path), passages=str(tmp_path / "whole"))
+    config = DownloadConfig(max_passages=7, workers=workers)
+    part = download(source=str(path), passages=str(tmp_path / "part"), config=config)
+    assert whole.counts["passages"] > 7
+    assert part.counts == {"passages": 7, "text_passages": 7, "infobox_passages": 0, "repeated_passages": 0}
+    first, found = (open_artifact(str(tmp_path / name), "passages").tables()[0][0] for name in ("whole", "part"))
+    assert read_table(found, "passages/1").to_pylist() == read_table(first, "passages/1").to_pylist()[:7]
+    more = DownloadConfig(max_passages=100_000)
+    assert download(source=str(path), passages=str(tmp_path / "more"), config=more).counts == whole.counts
 
 
 def test_equal_passages_get_ids_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

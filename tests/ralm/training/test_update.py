@@ -13,7 +13,6 @@ from ralm.training.learner import Learner
 from ralm.training.schedule import learning_rate_factor
 from tests.ralm.training.test_learner import BATCH, CONFIG, make_learner
 
-BETAS, EPSILON = (0.9, 0.999), 1e-6
 SMALL = dataclasses.replace(
     CONFIG,
     learning_rate=1e-3,
