@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from benchmarks.few_shot import compression, freshness, reader, retriever
+from benchmarks.few_shot import compression, freshness, reader, retriever, signals
 from benchmarks.few_shot.tables import markdown
 from benchmarks.few_shot.workspace import Workspace, open_workspace
 from ralm.log import set_up_logging
@@ -29,6 +29,11 @@ def run_retriever(data: Path, work: Path, seeds: list[int], split: str) -> str:
         space, model=model, index=index, objectives=list(retriever.OBJECTIVES), seeds=seeds, split=split
     )
     return markdown(runs, retriever.COLUMNS, first="objective")
+
+
+def run_signals(data: Path, work: Path, seeds: list[int], split: str) -> str:
+    space, model, index = _weak_retriever(data, work)
+    return markdown(signals.compare(space, model=model, index=index), signals.COLUMNS, first="objective")
 
 
 def run_freshness(data: Path, work: Path, seeds: list[int], split: str) -> str:
@@ -54,6 +59,7 @@ def _weak_retriever(data: Path, work: Path) -> tuple[Workspace, str, str]:
 EXPERIMENTS = {
     "reader": run_reader,
     "retriever": run_retriever,
+    "signals": run_signals,
     "freshness": run_freshness,
     "compression": run_compression,
 }

@@ -74,17 +74,20 @@ class Workspace:
 
     def recall(self, *, model: str, index: str, split: str) -> dict[str, float]:
         """Share of questions whose gold paragraph is among the first k passages: `recall@1` and so on."""
+        rows, ids_NK = self.search(model=model, index=index, split=split, k=max(RECALL_AT))
+        is_gold_NK = ids_NK == np.array([row["positive_ids"] for row in rows])
+        return {f"recall@{k}": float(is_gold_NK[:, :k].any(axis=1).mean()) for k in RECALL_AT}
+
+    def search(self, *, model: str, index: str, split: str, k: int) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """The questions of a split, and the ids of the k passages found for each."""
         opened = open_model(model)
         searched = open_index(index, passage_encoder=opened.fingerprints["passage_encoder"])
-        rows = pq.read_table(f"{self.questions}/{split}.parquet", columns=["question", "positive_ids"]).to_pylist()
-        encoder = Encoder.load(
-            opened.question_encoder_folder, opened.retriever, device=best_device(), dtype=torch.float32
-        )
-        question_ND = embed_questions(encoder, opened.retriever, [row["question"] for row in rows])
-        _, row_NK = searched.search(question_ND, max(RECALL_AT))
-        gold_N1 = np.array([row["positive_ids"][0] for row in rows])[:, None]
-        is_gold_NK = searched.passage_ids[row_NK] == gold_N1
-        return {f"recall@{k}": float(is_gold_NK[:, :k].any(axis=1).mean()) for k in RECALL_AT}
+        rows = pq.read_table(f"{self.questions}/{split}.parquet").to_pylist()
+        folder, settings = opened.question_encoder_folder, opened.retriever
+        encoder = Encoder.load(folder, settings, device=best_device(), dtype=torch.float32)
+        question_ND = embed_questions(encoder, settings, [row["question"] for row in rows])
+        _, row_NK = searched.search(question_ND, k)
+        return rows, searched.passage_ids[row_NK]
 
 
 def open_workspace(data: Path, work: Path, *, max_passages: int) -> Workspace:
