@@ -13,13 +13,12 @@ from ralm.evaluation.stopwatch import Stopwatch
 from ralm.reader.config import GenerationConfig
 from ralm.reader.generate import Reading, generate_answers
 from ralm.reader.prompts import PassageText
-from ralm.retrieval import PassageRetriever
 from ralm.tasks.base import Question, Tools
 from ralm.tasks.catalog import task_of, usable_questions
 from ralm.tasks.config import TaskConfig
 from ralm.training.config import TrainingConfig
 from ralm.training.learner import Learner
-from ralm.training.loop import Evaluate
+from ralm.training.loop import Evaluate, make_retriever
 from ralm.training.refresh import IndexRefresher
 
 MAX_BATCH_TOKENS = 65_536
@@ -89,5 +88,6 @@ def _source(
         parts = (queries[start : start + ENCODED_AT_ONCE] for start in range(0, len(queries), ENCODED_AT_ONCE))
         return np.concatenate([learner.embed_questions(part).float().cpu().numpy() for part in parts])
 
-    searcher = PassageRetriever(refresher.index, refresher.passages, overretrieve_ratio=config.overretrieve_ratio)
-    return SearchedPassages(embed, searcher, config.num_passages, config.num_passages, watch)
+    return SearchedPassages(
+        embed, make_retriever(learner, refresher, config), config.num_passages, config.num_passages, watch
+    )

@@ -100,7 +100,8 @@ def train_model(
         bar.update(start)
         for step in range(start, config.num_steps):
             overlap = None
-            if refresher is not None and refresher.step != step and refresh_is_due(due, step):
+            is_newer = step > config.freeze_retriever_steps  # until then the encoder is the index's own
+            if refresher is not None and is_newer and refresher.step != step and refresh_is_due(due, step):
                 overlap = renew_index(learner, step, refresher, examples=examples, config=config, stop=stop)
                 if overlap is None:
                     end_early(step)
@@ -131,16 +132,22 @@ def make_batch(
         given = [list(example.passages[: config.num_passages]) for example in chosen]
         return Batch(questions, targets, given if config.file_passages else [[] for _ in questions], None)
     with learner.timer.part("search"):
-        rerank = Rerank(config.num_reranked, learner.embed_passages) if config.num_reranked else None
-        retriever = PassageRetriever(
-            refresher.index, refresher.passages, overretrieve_ratio=config.overretrieve_ratio, rerank=rerank
-        )
         question_BD = learner.embed_questions(questions).float().cpu().numpy()
-        found = retriever.find(question_BD, config.num_scored, [example.source_id for example in chosen])
+        found = make_retriever(learner, refresher, config).find(
+            question_BD, config.num_scored, [example.source_id for example in chosen]
+        )
         vector_BRD = None
         if config.mode == "query_side":
             vector_BRD = torch.from_numpy(refresher.index.vectors(found.rows)).to(learner.reader.device)
     return Batch(questions, targets, found.passages, vector_BRD)
+
+
+def make_retriever(learner: Learner, refresher: IndexRefresher, config: TrainingConfig) -> PassageRetriever:
+    """Search in the index in use, scored again by the passage encoder as it is now where that is wanted."""
+    rerank = Rerank(config.num_reranked, learner.embed_passages) if config.num_reranked else None
+    return PassageRetriever(
+        refresher.index, refresher.passages, overretrieve_ratio=config.overretrieve_ratio, rerank=rerank
+    )
 
 
 def renew_index(
