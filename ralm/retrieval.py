@@ -83,9 +83,12 @@ class PassageRetriever:
         num_candidates = (
             k if self._rerank is None else max(k, min(self._rerank.num_candidates, self.index.num_passages))
         )
-        row_BC, score_BC, passages = self._candidates(question_BD, num_candidates, list(exclude))
+        own: list[str | None] = list(exclude) if any(exclude) else [None] * len(question_BD)
+        row_BC, score_BC, passages = self._candidates(question_BD, num_candidates, own)
         if self._rerank is not None:
-            row_BC, score_BC, passages = self._score_again(question_BD, row_BC, passages, k)
+            row_BC, score_BC, passages = self._score_again(question_BD, row_BC, passages, k, own)
+        if short := sum(any(_is_own(*pair)) for pair in zip(passages, own, strict=True)):
+            logger.warning("retrieve: %d questions got passages of their own source: the corpus has no others", short)
         return Retrieved(row_BC, self.index.passage_ids[row_BC], score_BC, passages)
 
     def _candidates(
@@ -102,19 +105,24 @@ class PassageRetriever:
             if depth == self.index.num_passages or all(kept >= size for _, kept in order):
                 break
             depth = min(2 * depth, self.index.num_passages)
-        if short := sum(kept < size for _, kept in order):
-            logger.warning("retrieve: %d questions got passages of their own source: the corpus has no others", short)
         place_BC = np.array([places[:size] for places, _ in order])
         passages = [[of_one[place] for place in places] for of_one, places in zip(found, place_BC, strict=True)]
         return np.take_along_axis(row_BN, place_BC, 1), np.take_along_axis(score_BN, place_BC, 1), passages
 
     def _score_again(
-        self, question_BD: np.ndarray, row_BC: np.ndarray, passages: list[list[Passage]], k: int
+        self,
+        question_BD: np.ndarray,
+        row_BC: np.ndarray,
+        passages: list[list[Passage]],
+        k: int,
+        exclude: list[str | None],
     ) -> tuple[np.ndarray, np.ndarray, list[list[Passage]]]:
+        """The best k by the newer encoder; a question's own passages, where they had to be taken, stay the last."""
         assert self._rerank is not None
         vector_ND = self._rerank.embed([passage for of_one in passages for passage in of_one])
         score_BC = np.einsum("bd,bcd->bc", question_BD, vector_ND.reshape(*row_BC.shape, -1)).astype(np.float32)
-        place_BK = np.argsort(-score_BC, axis=1, kind="stable")[:, :k]
+        is_own_BC = np.array([_is_own(*pair) for pair in zip(passages, exclude, strict=True)])
+        place_BK = np.lexsort((-score_BC, is_own_BC), axis=1)[:, :k]
         chosen = [[of_one[place] for place in places] for of_one, places in zip(passages, place_BK, strict=True)]
         return np.take_along_axis(row_BC, place_BK, 1), np.take_along_axis(score_BC, place_BK, 1), chosen
 
@@ -129,6 +137,11 @@ def _kept_first(passages: Sequence[Passage], own: str | None) -> tuple[list[int]
 
     The order within both groups is that of the search.
     """
-    is_own = [own is not None and own in (passage.source_id, str(passage.passage_id)) for passage in passages]
+    is_own = _is_own(passages, own)
     order = sorted(range(len(passages)), key=lambda place: is_own[place])
     return order, len(passages) - sum(is_own)
+
+
+def _is_own(passages: Sequence[Passage], own: str | None) -> list[bool]:
+    """For each passage whether it is what a question excludes."""
+    return [own is not None and own in (passage.source_id, str(passage.passage_id)) for passage in passages]

@@ -70,6 +70,27 @@ def test_rerank_takes_the_best_by_the_newer_encoder(index: Index, toy_passages: 
         np.testing.assert_allclose(scores, [newer[int(number)] @ questions[question] for number in ids], rtol=1e-5)
 
 
+def test_rerank_never_brings_back_a_questions_own_source(
+    index: Index, toy_passages: str, questions: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where as many candidates are asked for as the corpus has passages: its own are then among them."""
+    lookup = PassageLookup(toy_passages)
+    own = PassageRetriever(index, lookup).find(questions[:1], 1).passages[0][0]
+    stored = dict(zip(index.passage_ids.tolist(), index.vectors(np.arange(index.num_passages)), strict=True))
+    rerank = Rerank(1000, lambda passages: np.stack([stored[passage.passage_id] for passage in passages]))
+    retriever = PassageRetriever(index, lookup, rerank=rerank)
+    with caplog.at_level(logging.WARNING):
+        found = retriever.find(questions[:1], 5, [own.source_id])
+    assert own.source_id not in [passage.source_id for passage in found.passages[0]]
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    assert not caplog.records, "there are enough others"
+    with caplog.at_level(logging.WARNING):
+        found = retriever.find(questions[:1], index.num_passages, [own.source_id])
+    is_own = [passage.source_id == own.source_id for passage in found.passages[0]]
+    assert is_own == sorted(is_own), "its own come last"
+    assert "own source" in caplog.text
+
+
 def test_bad_ratio_is_refused(index: Index, toy_passages: str) -> None:
     with pytest.raises(ConfigError, match="overretrieve_ratio"):
         PassageRetriever(index, PassageLookup(toy_passages), overretrieve_ratio=0)
