@@ -121,10 +121,11 @@ def _generate(
         raise ConfigError(
             f"generation.min_tokens: expected less than max_tokens ({max_tokens}), found {generation.min_tokens}"
         )
+    forced = _forced(reader, prompts)
     output = reader.model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=fused.state),
         attention_mask=fused.mask,
-        **_forced(reader, prompts),
+        **forced,
         # Made here, since transformers' own has as many layers as the encoder, whatever the decoder has.
         past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
         do_sample=False,
@@ -136,7 +137,9 @@ def _generate(
         return_dict_in_generate=True,
         output_logits=True,
     )
-    written_NT = output.sequences[:, -len(output.logits) :]
+    # Not the last len(output.logits) tokens: a beam search may go on after its best answer has ended.
+    num_forced = forced["decoder_input_ids"].shape[1] if forced else 1
+    written_NT = output.sequences[:, num_forced:]
     texts = [text.strip() for text in reader.tokenizer.batch_decode(written_NT, skip_special_tokens=True)]
     score_NT = reader.model.compute_transition_scores(
         output.sequences, output.logits, output.get("beam_indices"), normalize_logits=True

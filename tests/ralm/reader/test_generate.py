@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -69,6 +70,18 @@ def test_beams_give_distinct_candidates_best_first(reader: FusionReader) -> None
     assert len(candidates) == 3
     assert scores == sorted(scores, reverse=True)
     assert all(score < 0 and math.isfinite(score) for score in scores)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 3])
+def test_a_decoder_prompt_is_never_in_an_answer(reader: FusionReader, num_beams: int) -> None:
+    """Also where a beam search goes on after its best answer has ended: it then made more steps than tokens."""
+    reader.config = dataclasses.replace(reader.config, target_prompt_format="the castle of the king {question}")
+    with torch.no_grad():
+        reader.model.lm_head.weight.zero_()  # all tokens are equally likely: the shortest answer is the best
+    generation = GenerationConfig(num_beams=num_beams, length_penalty=0.0, max_tokens=6)
+    for reading in generate_answers(reader, QUESTIONS, PASSAGES, generation=generation):
+        (best,) = reading.candidates
+        assert not {"castle", "king"} & set(best.text.split()), best.text
 
 
 def test_loss_of_a_given_target_is_the_models_own(reader: FusionReader) -> None:
