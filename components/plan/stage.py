@@ -149,8 +149,8 @@ def _choose_sources(sources: Mapping[str, str], changes: Changes) -> dict[str, s
     chosen = {name: getattr(changes, name) or sources[name] for name in SOURCES}
     if changes.retriever and changes.reader:
         chosen["model"] = changes.model
-    elif changes.model:
-        chosen["retriever"] = chosen["reader"] = ""
+    elif changes.model:  # halves that the run names itself stay in place of the bundle's
+        chosen |= {"retriever": changes.retriever, "reader": changes.reader}
     if not chosen["questions"]:
         raise ConfigError("questions: this recipe names none; give a folder of train.jsonl and test.jsonl")
     return chosen

@@ -45,6 +45,8 @@ def test_a_named_model_replaces_the_recipes_halves() -> None:
     assert (result["model"], result["retriever"], result["reader"]) == ("bundle", "", "")
     result = planned(retriever="r", reader="s")
     assert (result["model"], result["retriever"], result["reader"]) == ("", "r", "s")
+    result = planned("nq-base", model="bundle", reader="s", questions="q")
+    assert (result["model"], result["retriever"], result["reader"]) == ("bundle", "", "s")
 
 
 @pytest.mark.parametrize(
