@@ -33,6 +33,10 @@ class MultipleChoice(Task):
         """The letter in the order of the row."""
         return question.answers[:1] if question.label is None else (question.label,)
 
+    def targets(self, question: Question) -> tuple[str, ...]:
+        """The same letter; a target of the row says nothing."""
+        return self.answers(question)
+
     def sought(self, question: Question) -> tuple[str, ...]:
         """The text of the right option."""
         return tuple(question.options[LETTERS.index(letter)] for letter in self.answers(question))

@@ -160,6 +160,14 @@ def test_bad_rows(fields: dict[str, Any], message: str) -> None:
         TASK.check(row)
 
 
+def test_a_target_is_no_label() -> None:
+    """A letter to learn comes from the label alone, so a row with a target only has nothing to learn."""
+    row = Question(question_id="q1", task="multiple_choice", question="?", options=ROW.options, target="B")
+    TASK.check(row)
+    with pytest.raises(DataError, match="question 'q1': expected an answer to learn"):
+        TASK.check(row, is_learnt=True)
+
+
 def test_subject_groups() -> None:
     sizes = {name: list(SUBJECT_GROUPS.values()).count(name) for name in set(SUBJECT_GROUPS.values())}
     assert sizes == {"humanities": 13, "social_sciences": 12, "stem": 18, "other": 14}
