@@ -120,7 +120,7 @@ def templama() -> Recipe:
         questions="dataset:templama",
         train=train,
         download=DownloadConfig(model=model),
-        evaluate=EvaluateConfig(split="test-2017"),
+        evaluate=EvaluateConfig(split="test-2017", max_input_tokens=384),
     )
 
 
@@ -130,7 +130,7 @@ def mmlu(title: str, questions: str, **changes: Any) -> Recipe:
         f"MMLU, {title}",
         corpus="dec2021",
         questions=questions,
-        train=dataclasses.replace(MMLU, **changes),
+        train=dataclasses.replace(MMLU, evaluate_permutations="cyclic", **changes),
         evaluate=EvaluateConfig(task=TaskConfig(permutations="cyclic")),
     )
 

@@ -39,6 +39,9 @@ class EvaluateConfig:
     overretrieve_ratio: int = 2
     """How many times more passages are searched for at first where a question's own source must be left out."""
 
+    max_input_tokens: int | Literal["auto"] = "auto"
+    """Longest reader input for one passage, in tokens; auto: as the model's own configuration says."""
+
     recall_at: tuple[int, ...] = (1, 5, 10, 20, 50)
     """Cut-offs k of recall at k, each at most the number of passages in the corpus."""
 
@@ -61,7 +64,15 @@ class EvaluateConfig:
     """Seed of what a task leaves to chance (the gaps of masked texts)."""
 
     def __post_init__(self) -> None:
-        for name in ("max_questions", "num_passages", "overretrieve_ratio", "batch_size", "max_batch_tokens"):
+        sizes = (
+            "max_questions",
+            "num_passages",
+            "max_input_tokens",
+            "overretrieve_ratio",
+            "batch_size",
+            "max_batch_tokens",
+        )
+        for name in sizes:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name}: expected at least 1, found {value}")

@@ -113,9 +113,11 @@ def evaluate(
     if config.file_passages:
         check_file_passages(used)
     task = task_of(used)
-    formats = task_formats(task, opened.reader, opened.retriever)
+    reader, retriever = task_formats(task, opened.reader, opened.retriever)
+    if config.max_input_tokens != "auto":
+        reader = dataclasses.replace(reader, max_input_tokens=config.max_input_tokens)
     num_read = 0 if config.closed_book else num_passages
-    run = Run(used, skipped, task, opened, *formats, corpus, config, num_read, device, dtype)
+    run = Run(used, skipped, task, opened, reader, retriever, corpus, config, num_read, device, dtype)
     return produce(
         predictions,
         kind="predictions",
@@ -125,6 +127,7 @@ def evaluate(
         config={
             **dataclasses.asdict(config),
             "num_passages": num_read,
+            "max_input_tokens": reader.max_input_tokens,
             "recall_at": [] if config.closed_book else sorted(config.recall_at),
             "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ralm.errors import ConfigError
-from ralm.tasks.config import TaskConfig
+from ralm.tasks.config import Permutations, TaskConfig
 from ralm.training.config import TrainingConfig
 
 
@@ -24,6 +24,9 @@ class TrainConfig(TrainingConfig):
 
     max_evaluate_questions: int | None = 200
     """Ask only the first ones of them."""
+
+    evaluate_permutations: Permutations = "single"
+    """Orders in which the options of a multiple-choice question are shown when it is asked on the way."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     """How rows become examples, where the task leaves a choice."""

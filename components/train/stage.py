@@ -120,7 +120,8 @@ def _evaluation(questions: Location, config: TrainConfig) -> Evaluate | None:
     if not config.evaluate_every_steps:
         return None
     _, rows = open_questions(questions, config.evaluate_split, config.max_evaluate_questions)
-    return make_evaluation(rows, settings=config.task, config=config)
+    settings = dataclasses.replace(config.task, permutations=config.evaluate_permutations)
+    return make_evaluation(rows, settings=settings, config=config)
 
 
 def _open_corpus(passages: Location, index: Location, model: Model, config: TrainConfig) -> tuple[Index, PassageLookup]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import ralm.training.evaluation
 from components.download.config import DownloadConfig
 from components.download.stage import download
 from components.embed.stage import embed
@@ -166,3 +167,34 @@ def test_passages_of_the_rows_are_learnt_from(places: dict[str, str], tmp_path: 
     assert closed[0]["reader_loss"] != log[0]["reader_loss"], "the passages were read"
     with pytest.raises(DataError, match="passages: file_passages expects some, found none"):
         train(**{**inputs, "trained": str(tmp_path / "none")}, config=TrainConfig(**settings, split="dev"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("permutations", "copies"), [("single", 1), ("cyclic", 4)])
+def test_orders_of_options_on_the_way_are_not_those_of_training(
+    places: dict[str, str],
+    task_questions: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    permutations: Any,
+    copies: int,
+) -> None:
+    asked: list[int] = []
+    original = ralm.training.evaluation.generate_answers
+
+    def watch(reader: Any, queries: list[str], *rest: Any, **options: Any) -> Any:
+        asked.append(len(queries))
+        return original(reader, queries, *rest, **options)
+
+    monkeypatch.setattr(ralm.training.evaluation, "generate_answers", watch)
+    config = TrainConfig(
+        num_steps=1,
+        num_passages=2,
+        evaluate_every_steps=1,
+        evaluate_permutations=permutations,
+        max_evaluate_questions=2,
+        task=TaskConfig(permutations="all"),
+        precision="fp32",
+    )
+    train(**places, questions=task_questions("multiple_choice"), trained=str(tmp_path / "trained"), config=config)
+    assert sum(asked) == 2 * copies

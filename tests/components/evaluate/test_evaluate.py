@@ -18,6 +18,7 @@ from ralm.corpus.lookup import PassageLookup
 from ralm.errors import ArtifactError, ConfigError, DataError
 from ralm.evaluation.metrics import exact_match
 from ralm.evaluation.retrieval import answer_rank
+from ralm.reader.fusion import FusionReader
 
 CUTOFFS = (1, 5, 10)
 
@@ -128,6 +129,24 @@ def test_only_retrieval(places: dict[str, str], tmp_path: Path, monkeypatch: pyt
     assert all(row["prediction"] == "" and row["f1"] is None and row["candidates"] == [] for row in rows)
     assert metrics == {name: value for name, value in whole.items() if name not in ("exact_match", "f1", "eval_loss")}
     assert {"recall_at_1", "mrr"} <= set(metrics)
+
+
+def test_inputs_may_be_shorter_than_the_models_own(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    encode = FusionReader.encode
+
+    def watch(self: FusionReader, inputs: list[list[list[int]]]) -> Any:
+        lengths.append(max(len(tokens) for of_question in inputs for tokens in of_question))
+        return encode(self, inputs)
+
+    monkeypatch.setattr(FusionReader, "encode", watch)
+    run(places, tmp_path / "whole")
+    manifest, _, _ = run(places, tmp_path / "short", max_input_tokens=9)
+    assert lengths[0] > 9
+    assert lengths[-1] == 9
+    assert manifest.config["max_input_tokens"] == 9
 
 
 def test_passages_of_the_rows(places: dict[str, str], tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def test_options_do_not_change_the_update(tiny_model: str, change: dict[str, obj
     plain = make_learner(tiny_model, CONFIG)
     other = make_learner(tiny_model, dataclasses.replace(CONFIG, **change))
     is_expected = bool(change.get("gradient_checkpointing"))
-    assert other.reader.model.is_gradient_checkpointing == is_expected
-    assert other.question_encoder.model.is_gradient_checkpointing == is_expected
+    assert other.reader.model.is_activation_checkpointing == is_expected
+    assert other.question_encoder.model.is_activation_checkpointing == is_expected
     first, second = plain.update(BATCH, 0), other.update(BATCH, 0)
     for name, value in first.items():
         assert second[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
