@@ -119,7 +119,7 @@ def predict(
         ConfigError: a question can be asked in more than `MAX_COPIES` ways.
     """
     waiting: list[_Read] = []
-    total = _count_copies(questions, task, tools)
+    total = count_copies(questions, task, tools)
     with progress(total=total, what="answer" if read else "retrieve", unit="questions") as bar:
         for batch in _read_all(_copies(questions, task, tools, seed), source, read, batch_size, watch):
             rows = []
@@ -133,7 +133,12 @@ def predict(
                 yield rows
 
 
-def _count_copies(questions: Sequence[Question], task: Task, tools: Tools) -> int:
+def count_copies(questions: Sequence[Question], task: Task, tools: Tools) -> int:
+    """How often questions are asked in all.
+
+    Raises:
+        ConfigError: a question can be asked in more than `MAX_COPIES` ways.
+    """
     total = 0
     for question in questions:
         count = task.num_copies(question, tools)

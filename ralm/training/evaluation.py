@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ralm.evaluation.passage_sources import FilePassages, NoPassages, PassageSource, SearchedPassages
-from ralm.evaluation.predict import predict, summarise
+from ralm.evaluation.passage_sources import (
+    FilePassages,
+    NoPassages,
+    PassageSource,
+    SearchedPassages,
+    check_file_passages,
+)
+from ralm.evaluation.predict import count_copies, predict, summarise
 from ralm.evaluation.stopwatch import Stopwatch
 from ralm.reader.config import GenerationConfig
 from ralm.reader.generate import Reading, generate_answers
@@ -34,10 +40,14 @@ def make_evaluation(questions: Sequence[Question], *, settings: TaskConfig, conf
         config: of the training.
 
     Raises:
-        DataError: a row that the task cannot use, or none left.
+        ConfigError: a row can be asked in too many ways.
+        DataError: a row that the task cannot use, one without the passages that it has to bring, or none left.
     """
     used, _ = usable_questions(questions, settings)
     task = task_of(used)
+    count_copies(used, task, Tools(settings=settings))  # refused now, not after hours of training
+    if config.file_passages:
+        check_file_passages(used)
 
     def evaluate(learner: Learner, refresher: IndexRefresher | None) -> dict[str, float]:
         reader = learner.reader.eval()
