@@ -76,6 +76,9 @@ class Learner:
             which never compute with it.
         config: the settings.
         dtype: number format of matrix products.
+
+    Raises:
+        ConfigError: gradient checkpointing is asked of a kind of model that cannot do it.
     """
 
     def __init__(
@@ -95,6 +98,11 @@ class Learner:
             set_dropout(module, config.dropout)
         if config.gradient_checkpointing:
             for model in (reader.model, *(encoder.model for encoder in learning.values() if encoder is not None)):
+                if not model.supports_gradient_checkpointing:
+                    kind = model.config.model_type
+                    raise ConfigError(
+                        f"gradient_checkpointing: expected false, which is all that {kind} can, found true"
+                    )
                 model.activation_checkpointing_enable({"use_reentrant": False})
         reader.model.requires_grad_(not config.freeze_reader)
         learnt = {} if config.freeze_reader else dict(reader_modules.named_parameters())
