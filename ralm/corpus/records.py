@@ -39,18 +39,21 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{path} line {number}: no JSON: {reason}") from error
         if not isinstance(row, dict):
             raise DataError(f"{path} line {number}: expected a JSON object, found {type(row).__name__}")
-        if (half := _HALF_CHARACTER.search(line)) and not _is_unicode(row):
+        if half := find_half_character(line, row):
             raise DataError(f"{path} line {number}: {half[0]} at column {half.start() + 1} is half a character")
         yield number, row
 
 
-def _is_unicode(row: dict[str, Any]) -> bool:
-    r"""False if an escape such as `\ud83d` has no partner: such text cannot be written."""
+def find_half_character(text: str, row: dict[str, Any]) -> re.Match[str] | None:
+    r"""The first escape such as `\ud83d` in a row's JSON if one has no partner: such text cannot be written."""
+    half = _HALF_CHARACTER.search(text)
+    if half is None:
+        return None
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return half
+    return None
 
 
 def string_field(row: Mapping[str, Any], names: tuple[str, ...], place: str, *, default: str | None = None) -> str:

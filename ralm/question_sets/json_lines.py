@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from ralm.artifacts.files import is_folder
@@ -19,6 +20,7 @@ from ralm.sources import fetch_file, fetch_tree
 
 SPLITS = ("train", "dev", "test")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.zst")
+MAX_PASSAGE_ID = (1 << 63) - 1
 _KNOWN = {"id", "_id", "answer", *QUESTIONS.names}
 
 
@@ -129,6 +131,10 @@ def _from_atlas_task(row: Mapping[str, Any], place: str) -> Mapping[str, Any]:
         options, letter = row["options"], string_field(row, ("answer", "label"), place)
         if letter not in options:
             raise DataError(f"{place}: field 'answer': expected one of {', '.join(options)}, found {letter!r}")
+        if sorted(options) != list(ascii_uppercase[: len(options)]):
+            raise DataError(
+                f"{place}: field 'options': expected the letters from A on without a gap, found {', '.join(options)}"
+            )
         texts = [string_field(options, (name,), f"{place}: options") for name in sorted(options)]
         return {"task": "multiple_choice", **rest, "options": texts, "label": letter, "answers": [letter]}
     if "question" in row:
@@ -170,9 +176,16 @@ def _strings(row: Mapping[str, Any], name: str, place: str) -> list[str]:
 def _ids(row: Mapping[str, Any], place: str) -> list[int]:
     """Passage ids, which JSON carries as text."""
     try:
-        return [int(value) for value in _list(row, "positive_ids", place)]
-    except (TypeError, ValueError) as error:
+        numbers = [int(value) for value in _list(row, "positive_ids", place)]
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{place}: field 'positive_ids': expected passage ids: {error}") from error
+    return [_passage_number(number, "positive_ids", place) for number in numbers]
+
+
+def _passage_number(number: int, name: str, place: str) -> int:
+    if not 0 <= number <= MAX_PASSAGE_ID:
+        raise DataError(f"{place}: field {name!r}: expected passage ids below 2**63, found {number}")
+    return number
 
 
 def _file_passage(item: Any, place: str) -> dict[str, Any]:
@@ -182,5 +195,5 @@ def _file_passage(item: Any, place: str) -> dict[str, Any]:
     text = string_field(item, ("text",), place)
     source_id = string_field(item, ("passage_id", "id"), place, default=title)
     known = source_id.isdecimal() and "passage_id" in item
-    number = int(source_id) if known else passage_id(source_id, section, text, 0)
+    number = _passage_number(int(source_id), "passages", place) if known else passage_id(source_id, section, text, 0)
     return {"passage_id": number, "title": title, "section": section, "text": text}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ralm.errors import DataError
 from ralm.question_sets.archives import read_members, text_of
-from ralm.question_sets.rows import Row, Splits, get_field, numbered_rows, question_row
+from ralm.question_sets.rows import Row, Splits, get_field, numbered_rows, object_list, question_row
 from ralm.question_sets.triviaqa import MEMBER, read_records
 
 TASKS = {
@@ -65,12 +65,11 @@ def kilt_row(row: Mapping[str, Any], place: str, *, task: str, known: Mapping[st
             else ("KILT gives only ids here; add TriviaQA's archive as files.questions")
         )
         raise DataError(f"{place}: field 'input': expected text, found nothing: {wanted}")
-    outputs = get_field(row, "output", list, place, default=[])
     answers, provenance = [], []
-    for output in outputs:
+    for output in object_list(row, "output", place):
         if answer := get_field(output, "answer", str, f"{place}: output", default=""):
             answers.append(answer)
-        provenance += get_field(output, "provenance", list, f"{place}: output", default=[])
+        provenance += object_list(output, "provenance", f"{place}: output")
     titles = [get_field(page, "title", str, f"{place}: provenance", default="") for page in provenance]
     meta = get_field(row, "meta", dict, place, default={})
     metadata = {

@@ -105,7 +105,9 @@ def _rows(text: TextIO, place: str, part: str, subject: str) -> Iterator[Row]:
     while True:
         try:
             cells = next(reader, None)
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise DataError(f"{place}: no UTF-8 behind line {reader.line_num}: {error.reason}") from error
+        except csv.Error as error:
             raise DataError(f"{place} line {reader.line_num}: no CSV: {error}") from error
         if cells is None:
             return

@@ -54,6 +54,19 @@ def text_list(row: Any, name: str, place: str) -> list[str]:
     return list(values)
 
 
+def object_list(row: Any, name: str, place: str) -> list[Mapping[str, Any]]:
+    """A field that is a list of objects, or not there at all.
+
+    Raises:
+        DataError: it is none.
+    """
+    values = get_field(row, name, list, place, default=[])
+    for value in values:
+        if not isinstance(value, Mapping):
+            raise DataError(f"{place}: field {name!r}: expected a list of objects, found {type(value).__name__} in it")
+    return list(values)
+
+
 def question_row(
     *,
     question_id: str,
@@ -130,9 +143,10 @@ def write_shots(folder: Path, rows: Mapping[str, int], chosen: Sequence[int]) ->
     num_rows = rows.get("train.parquet", 0)
     if not num_rows:
         raise DataError("num_shots: the questions have no split 'train' to choose from")
+    first, last = min(chosen), max(chosen)
+    if first < 0 or last >= num_rows:
+        raise DataError(f"shots: expected rows from 0 to {num_rows - 1} of train, found {first} to {last}")
     places = np.unique(np.asarray(chosen, dtype=np.int64))
-    if places[0] < 0 or places[-1] >= num_rows:
-        raise DataError(f"shots: expected rows from 0 to {num_rows - 1} of train, found {places[0]} to {places[-1]}")
     name = f"train-{len(places)}-shot.parquet"
     start = 0
     with TableWriter(folder / name, QUESTIONS) as writer:
@@ -161,10 +175,12 @@ def read_shots(path: Path) -> list[int]:
     Raises:
         DataError: anything else, or a number twice.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         found = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected row numbers, as a JSON list or one a line: {error}") from error
     if not found or any(isinstance(number, bool) or not isinstance(number, int) for number in found):
         raise DataError(f"{path}: expected row numbers, as a JSON list or one a line")

@@ -59,7 +59,7 @@ def _read_index(archive: Path, member: str) -> list[int]:
     for name, stream in read_members(archive, re.compile(rf"(?:.*/)?{re.escape(member)}"), max_bytes=MAX_INDEX_BYTES):
         try:
             return [int(number) for number in json.loads(stream.read(MAX_INDEX_BYTES))]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"{archive}: {name}: expected a JSON list of row numbers: {error}") from error
     raise DataError(f"{archive}: expected a member {member}, found none")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from ralm.corpus.records import find_half_character
 from ralm.errors import DataError
 from ralm.question_sets.archives import read_members, text_of
 from ralm.question_sets.rows import Row, Splits, get_field, question_row, text_list
@@ -101,8 +102,12 @@ def read_records(text: TextIO, place: str) -> Iterator[tuple[str, dict[str, Any]
                 raise DataError(f"{here}: {state}") from error
             buffer += more
             continue
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
+            raise DataError(f"{here}: no JSON: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"{here}: expected an object, found {type(record).__name__}")
+        if half := find_half_character(buffer[:end], record):
+            raise DataError(f"{here}: {half[0]} is half a character")
         number += 1
         yield here, record
         buffer = buffer[end:]

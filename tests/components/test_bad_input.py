@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from pipelines.cli import main
 
 DUMP = Path(__file__).resolve().parents[1] / "data" / "dump.xml"
+KILT_PAGE = '{"id": "1", "input": "q", "output": [{"answer": "a", "provenance": ["x"]}]}'
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Bench:
 
     def questions(self, source: str) -> list[str]:
         return ["download", "--source", source, "--questions", str(self.output)]
+
+    def shots(self, content: bytes) -> list[str]:
+        train = self.file("train.jsonl", '{"question": "q", "answers": ["a"]}')
+        return [*self.questions(train), "--config.shots", self.file("shots.txt", content)]
 
     def dataset(self, name: str, **files: str) -> list[str]:
         return [*self.questions(f"dataset:{name}"), "--config.dev-split", "hash", "--config.files", json.dumps(files)]
@@ -117,6 +123,16 @@ def hostile_tar(bench: Bench) -> str:
     path = bench.folder / "h.tar"
     with tarfile.open(path, "w") as tar:
         tar.addfile(tarfile.TarInfo("../../evil.csv"))
+    return str(path)
+
+
+def latin_tar(bench: Bench) -> str:
+    path = bench.folder / "m.tar"
+    content = "q,\xe9,b,c,d,A\n".encode("latin-1")
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("data/test/x_test.csv")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
     return str(path)
 
 
@@ -223,6 +239,44 @@ def test_each_gets_one_line_that_names_file_and_place(
         (
             lambda b: b.dataset("mmlu/zero-shot", archive=hostile_tar(b)),
             "h.tar: '../../evil.csv' leads out of the archive",
+        ),
+        (
+            lambda b: b.dataset("mmlu/zero-shot", archive=latin_tar(b)),
+            "m.tar: data/test/x_test.csv: no UTF-8 behind line 0",
+        ),
+        (
+            lambda b: b.dataset("triviaqa", test=b.file("t.json", '{"Data": [' + "[" * 100_000)),
+            "t.json record 1: no JSON: maximum recursion",
+        ),
+        (
+            lambda b: b.dataset("triviaqa", test=b.file("t.json", '{"Data": [{"QuestionId": ' + "9" * 5000 + "}]}")),
+            "t.json record 1: no JSON: Exceeds the limit",
+        ),
+        (
+            lambda b: b.dataset("triviaqa", test=b.file("t.json", '{"Data": [{"QuestionId": "\\ud83d"}]}')),
+            "t.json record 1: \\ud83d is half a character",
+        ),
+        (
+            lambda b: b.dataset("kilt/nq", dev=b.file("k.jsonl", '{"id": "1", "input": "q", "output": ["x"]}\n')),
+            "k.jsonl line 1: field 'output': expected a list of objects, found str in it",
+        ),
+        (
+            lambda b: b.dataset("kilt/nq", dev=b.file("k.jsonl", KILT_PAGE)),
+            "k.jsonl line 1: output: field 'provenance': expected a list of objects, found str in it",
+        ),
+        (lambda b: b.shots(b"1\n\xe9"), "shots.txt: byte 2 is not UTF-8"),
+        (
+            lambda b: b.shots(b"[" * 100_000),
+            "shots.txt: expected row numbers, as a JSON list or one a line: maximum rec",
+        ),
+        (lambda b: b.shots(b"9" * 23), "shots: expected rows from 0 to 0 of train, found 999"),
+        (
+            lambda b: b.questions(b.file("test.jsonl", '{"question": "q", "answers": ["a"], "positive_ids": [1e30]}')),
+            "test.jsonl line 1: field 'positive_ids': expected passage ids below 2**63, found",
+        ),
+        (
+            lambda b: b.questions(b.file("test.jsonl", '{"question": "q", "answer": "B", "options": {"B": "x"}}')),
+            "test.jsonl line 1: field 'options': expected the letters from A on without a gap, found B",
         ),
         (lambda b: b.dataset("squad"), "dataset:squad: unknown question set; there are dataset:nq-open"),
         (lambda b: b.questions("corpus:mlm"), "corpus:mlm is made from passages; give --corpus"),
