@@ -37,7 +37,7 @@ def compare(space: Workspace, *, model: str, split: str) -> dict[str, list[dict[
 
 
 def index_size(index: str) -> dict[str, float]:
-    """Bytes of a vector as it is searched, code book included, and the index's resident memory in a process of its own."""
+    """Bytes of a vector as it is searched, code book included, and the resident memory of the index, measured apart."""
     command = [sys.executable, "-m", "benchmarks.few_shot.compression", index]
     measured = subprocess.run(command, capture_output=True, text=True, check=True)
     details = open_artifact(index, "index").manifest.details
