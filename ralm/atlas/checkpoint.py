@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ralm.artifacts.files import atomic_file
-from ralm.atlas.torch_file import dense_tensor, load_torch_file
+from ralm.atlas.torch_file import dense_tensor, load_torch_file, save_torch_file
 from ralm.errors import ArtifactError
 
 FILE = "model.pth.tar"
@@ -97,7 +97,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     nothing = dict.fromkeys(("optimizer", "retr_optimizer", "scheduler", "retr_scheduler"))
     plain = {"step": checkpoint.step, "model": weights, **nothing, "opt": argparse.Namespace(**options)}
     with atomic_file(path) as file:
-        torch.save(plain, file)
+        save_torch_file(plain, file)
 
 
 def _split(path: Path, weights: Mapping[Any, Any]) -> dict[str, dict[str, Tensor]]:

@@ -163,7 +163,7 @@ def _check_encoder(
     if not num_checked:
         return
     lookup, config = PassageLookup(passages.location), model.retriever
-    row_N = np.unique(np.linspace(0, lookup.num_passages - 1, num_checked).astype(np.int64))
+    row_N = np.unique(np.linspace(0, lookup.num_passages - 1, min(num_checked, lookup.num_passages)).astype(np.int64))
     stored_ND = _vectors_at(shards, passages.manifest.details["shard_rows"], row_N, model.dimension)
     found = lookup.get(_passage_ids(passages)[row_N])
     texts = [config.format_passage(passage.title, passage.section, passage.text) for passage in found]

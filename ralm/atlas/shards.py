@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ralm.atlas.plain_pickle import load_plain_pickle
-from ralm.atlas.torch_file import dense_tensor, load_torch_file
+from ralm.atlas.torch_file import dense_tensor, load_torch_file, save_torch_file
 from ralm.corpus.passages import Document, Piece
 from ralm.errors import ArtifactError
 
@@ -107,7 +107,8 @@ def read_shard_vectors(path: Path, *, dimension: int, rows: int) -> Tensor:
 
 def write_shard(folder: Path, number: int, passages: Sequence[Mapping[str, str]], vector_DN: Tensor) -> None:
     """Write one shard; of a tensor that is part of a larger one only this part is saved."""
-    torch.save(vector_DN.clone(memory_format=torch.contiguous_format), folder / f"embeddings.{number}.pt")
+    with (folder / f"embeddings.{number}.pt").open("wb") as file:
+        save_torch_file(vector_DN.clone(memory_format=torch.contiguous_format), file)
     with (folder / f"passages.{number}.pt").open("wb") as file:
         pickle.dump([dict(passage) for passage in passages], file, protocol=4)  # what Python 3.8 writes
 

@@ -11,7 +11,7 @@ import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from ralm.errors import ArtifactError
 
 _ZIP_START = b"PK\x03\x04"
-_BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+_BROKEN = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError)
 _REFUSED = re.compile(r"GLOBAL (\S+)|recognized function (.+?)(?: which belongs|\s*$)|but got (<class '\S+'>)")
 
 
@@ -46,6 +46,20 @@ def load_torch_file(path: Path, *, allowed: Sequence[type] = ()) -> Any:
             raise ArtifactError(f"{path}: the file asks for {name}; only tensors and plain values are read") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{path}: no readable file of torch.save: {reason}") from error
+
+
+def save_torch_file(value: Any, file: IO[bytes]) -> None:
+    """`torch.save`, whose own error hides that the disk is full.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def dense_tensor(value: Any) -> Tensor | None:

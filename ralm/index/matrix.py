@@ -7,6 +7,7 @@ Shapes: B questions, N passages, D values in a vector.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,25 @@ NUMPY_DTYPES: dict[Storage, str] = {"f16": "<f2", "f32": "<f4", "bf16": "<u2"}
 
 def create_matrix(folder: Path, storage: Storage, num_passages: int, dimension: int) -> np.ndarray:
     """An empty `matrix.npy` for writing."""
-    shape = (num_passages, dimension)
-    matrix_ND: np.ndarray = np.lib.format.open_memmap(
-        folder / MATRIX, mode="w+", dtype=np.dtype(NUMPY_DTYPES[storage]), shape=shape
-    )
-    return matrix_ND
+    return create_array(folder / MATRIX, NUMPY_DTYPES[storage], (num_passages, dimension))
+
+
+def create_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A mapped array for writing, in a file whose space is taken at once.
+
+    A page that is written to a mapped file on a full disk kills the process (SIGBUS), so the disk is asked before.
+
+    Raises:
+        OSError: the disk has no room for it.
+    """
+    array: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
 
 
 def open_matrix(path: Path, num_passages: int, dimension: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ralm.artifacts.files import remove
 from ralm.corpus.lookup import Passage, PassageLookup
+from ralm.index.matrix import create_array
 from ralm.index.search import Index, open_index
 from ralm.log import progress
 
@@ -91,7 +92,7 @@ class IndexRefresher:
         """Vectors of all passages in a memory-mapped file; None if stopped."""
         ids_N = self._first.passage_ids
         shape = (len(ids_N), self._first.dimension)
-        vector_ND = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        vector_ND = create_array(path, "<f4", shape)
         with progress(total=len(ids_N), what="refresh the index", unit="passages") as bar:
             for start in range(0, len(ids_N), BLOCK_PASSAGES):
                 if is_stopped():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import pickle
 from pathlib import Path
@@ -19,6 +21,7 @@ from ralm.artifacts.tables import read_table
 from ralm.atlas.index_export import export_index
 from ralm.atlas.index_import import import_index
 from ralm.atlas.shards import bare_title, find_shards
+from ralm.atlas.torch_file import save_torch_file
 from ralm.corpus.lookup import PassageLookup
 from ralm.errors import ArtifactError, ConfigError, RalmError
 from ralm.index.search import open_index
@@ -263,6 +266,31 @@ def test_damaged_shards(
         take(source, model, tmp_path)
     assert not (tmp_path / "embeddings").exists()
     assert not (tmp_path / "intruded").exists()
+
+
+def test_a_truncated_tensor_is_told_with_the_file(
+    rows: list[dict[str, str]], vectors: torch.Tensor, model: str, tmp_path: Path
+) -> None:
+    source = write_index(tmp_path / "shards", rows, vectors, [10, 10, 10])
+    place = source / "embeddings.1.pt"
+    place.write_bytes(place.read_bytes()[:-200])
+    with pytest.raises(ArtifactError, match=r"embeddings.1.pt: no readable file of torch.save"):
+        take(source, model, tmp_path)
+
+
+def test_more_checked_than_there_are(
+    rows: list[dict[str, str]], vectors: torch.Tensor, model: str, tmp_path: Path
+) -> None:
+    take(write_index(tmp_path / "shards", rows, vectors, [30]), model, tmp_path, num_checked=10**12)
+
+
+def test_a_full_disk_in_the_midst_of_an_export() -> None:
+    class FullDisk(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left on device"):
+        save_torch_file(torch.zeros(4), FullDisk())
 
 
 def test_export_never_mixes_with_an_older_one(toy_passages: str, toy_index: str, tmp_path: Path) -> None:

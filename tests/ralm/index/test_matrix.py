@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,22 @@ def test_stored_and_opened_again(storage: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(to_float32(matrix), vector, rtol=2**-8)
     score, row = FlatSearcher(matrix, torch.device("cpu")).search(vector[:3], 5)
     np.testing.assert_array_equal(row[:, 0], [np.argmax(to_float32(matrix) @ question) for question in vector[:3]])
+
+
+def test_the_disk_space_is_taken_at_once(tmp_path: Path) -> None:
+    """A full disk is then an error here, not a SIGBUS that kills the process when a page is written."""
+    create_matrix(tmp_path, "f32", 1024, 256)
+    taken = (tmp_path / "matrix.npy").stat()
+    assert taken.st_blocks * 512 >= taken.st_size > 1 << 20
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match=r"No space left on device: .*matrix.npy"):
+        create_matrix(tmp_path, "f32", 4, 2)
 
 
 @pytest.mark.parametrize(("value", "storage"), [(1e5, "f16"), (np.nan, "f32"), (3.4e38, "bf16"), (np.inf, "bf16")])
