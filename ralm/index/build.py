@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import faiss
 import numpy as np
@@ -22,7 +22,7 @@ from ralm.index.approximate import (
     read_faiss,
     resolve_layout,
 )
-from ralm.index.config import USED_BY, IndexSettings
+from ralm.index.config import USED_BY, IndexSettings, Kind
 from ralm.index.flat import FlatSearcher, is_resident
 from ralm.index.tuning import TUNED_CUT, make_probes, measure_recall, tune
 
@@ -112,8 +112,11 @@ def open_searcher(
         device: where a flat index is searched; the other kinds run on the CPU.
 
     Raises:
-        ArtifactError: `index.faiss` is missing or damaged.
+        ArtifactError: `index.faiss` is missing or damaged, or the kind is none of this version's.
     """
+    if details["kind"] not in get_args(Kind):
+        known = ", ".join(get_args(Kind))
+        raise ArtifactError(f"index: expected one of the kinds {known}, found {details['kind']!r}; build it again")
     if details["kind"] == "flat":
         return FlatSearcher(matrix_ND, device)
     if faiss_file is None:

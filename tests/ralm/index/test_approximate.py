@@ -217,3 +217,8 @@ def test_a_damaged_or_foreign_faiss_file(tmp_path: Path) -> None:
     (tmp_path / FAISS_FILE).write_bytes(b"no index at all")
     with pytest.raises(ArtifactError, match="expected a faiss index"):
         read_faiss(tmp_path / FAISS_FILE, 300, 8)
+
+
+def test_an_index_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="found 'exact'; build it again"):
+        open_searcher(None, np.zeros((2, 4), np.float32), {"kind": "exact"}, CPU)
