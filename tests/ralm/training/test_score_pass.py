@@ -54,3 +54,17 @@ def test_a_frozen_reader_alone_reads_without_dropout(
     learner.update(BATCH, 0)
     assert modes == [not freeze_reader] * 2, "the second micro-batch reads as the first"
     assert not learner.reader.model.training
+
+
+def test_the_tokens_of_decoder_prompts_do_not_weigh(tiny_model: str) -> None:
+    """The loss of a batch is the mean over the tokens learnt, however long the prompts of its parts are."""
+    learner = make_learner(tiny_model, dataclasses.replace(CONFIG, micro_batch_size=1))
+    reader = learner.reader
+    reader.config = dataclasses.replace(reader.config, target_prompt_format="{question} is")
+    label_BT = reader.tokenize_targets(BATCH.targets, BATCH.questions)
+    with torch.no_grad():
+        inputs = reader.tokenize_inputs(BATCH.questions, [passages[:2] for passages in BATCH.passages])
+        logit_BTV = reader.fusion_logits(reader.encode(inputs), label_BT)
+    is_learnt_BT = label_BT >= 0
+    expected = torch.nn.functional.cross_entropy(logit_BTV[is_learnt_BT], label_BT[is_learnt_BT]).item()
+    assert learner.update(BATCH, 0)["reader_loss"] == pytest.approx(expected, rel=1e-4)
