@@ -20,6 +20,9 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "hnsw_ef": ("hnsw",),
 }
 """Which kinds a setting means something to."""
+MAX_PROBES = 1_000_000
+_MAX_INT = 2**31 - 1
+"""faiss takes its options as C's int."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,11 @@ class IndexSettings:
             if value == "auto":
                 continue
             lowest = 0 if name == "rerank" else 2 if name == "hnsw_m" else 1
+            highest = 1024 if name == "hnsw_m" else _MAX_INT
             if value < lowest:
                 raise ConfigError(f"{name}: expected auto or a number from {lowest}, found {value}")
+            if value > highest:
+                raise ConfigError(f"{name}: expected auto or a number from {lowest} to {highest}, found {value}")
             if self.kind not in kinds:
                 raise ConfigError(f"{name}: expected auto, since kind {self.kind} does not use it, found {value}")
         if not isinstance(self.nlist, str) and not isinstance(self.nprobe, str) and self.nprobe > self.nlist:
@@ -79,3 +85,5 @@ class IndexSettings:
             raise ConfigError(f"recall_target: expected more than 0 and at most 1, found {self.recall_target}")
         if self.num_probes < 1:
             raise ConfigError(f"num_probes: expected at least 1, found {self.num_probes}")
+        if self.num_probes > MAX_PROBES:
+            raise ConfigError(f"num_probes: expected 1 to {MAX_PROBES}, found {self.num_probes}")

@@ -58,6 +58,10 @@ class Bench:
     def embed(self, *more: str, **changed: str) -> list[str]:
         return ["embed", *self.flags("passages", "model", **changed), "--embeddings", str(self.output), *more]
 
+    def index(self, kind: str, setting: str, value: int) -> list[str]:
+        words = ["index", "--embeddings", "nowhere", "--index", str(self.output)]
+        return [*words, "--config.kind", kind, f"--config.{setting}", str(value)]
+
     def train(self, *more: str, **changed: str) -> list[str]:
         names = ("passages", "index", "model", "questions")
         return ["train", *self.flags(*names, **changed), "--trained", str(self.output), *more]
@@ -278,6 +282,12 @@ def test_each_gets_one_line_that_names_file_and_place(
             lambda b: b.questions(b.file("test.jsonl", '{"question": "q", "answer": "B", "options": {"B": "x"}}')),
             "test.jsonl line 1: field 'options': expected the letters from A on without a gap, found B",
         ),
+        (lambda b: b.index("hnsw", "hnsw-m", 10**14), "hnsw_m: expected auto or a number from 2 to 1024, found 1000"),
+        (
+            lambda b: b.index("hnsw", "hnsw-ef", 10**14),
+            "hnsw_ef: expected auto or a number from 1 to 2147483647, found",
+        ),
+        (lambda b: b.index("flat", "num-probes", 10**14), "num_probes: expected 1 to 1000000, found 100000000000000"),
         (lambda b: b.dataset("squad"), "dataset:squad: unknown question set; there are dataset:nq-open"),
         (lambda b: b.questions("corpus:mlm"), "corpus:mlm is made from passages; give --corpus"),
         (
