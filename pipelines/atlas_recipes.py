@@ -18,7 +18,7 @@ from components.evaluate.config import EvaluateConfig
 from components.report.config import ReportConfig
 from components.train.config import TrainConfig
 from pipelines.recipe import Recipe, Sources
-from ralm.atlas.preset import with_atlas_preset
+from ralm.atlas.preset import MAX_TOKENS, QUESTION_FORMAT, with_atlas_preset
 from ralm.model_config import ModelConfig
 from ralm.reader.config import GenerationConfig
 from ralm.tasks.config import TaskConfig
@@ -53,11 +53,24 @@ MMLU: Final = dataclasses.replace(
 )
 
 
-def model_settings(*, max_target_tokens: int = 16, **reader: Any) -> ModelConfig:
-    """Atlas' formats and lengths with other lengths or formats where a run has them."""
+def model_settings(
+    *, max_target_tokens: int = 16, max_tokens: int = MAX_TOKENS, question_format: str = QUESTION_FORMAT
+) -> ModelConfig:
+    """Atlas' formats and lengths with other lengths or another question where a run has them, for both halves."""
     preset = with_atlas_preset(ModelConfig())
-    changed = dataclasses.replace(preset.reader, max_target_tokens=max_target_tokens, **reader)
-    return dataclasses.replace(preset, reader=changed)
+    reader = dataclasses.replace(
+        preset.reader,
+        question_format=question_format,
+        max_input_tokens=max_tokens,
+        max_target_tokens=max_target_tokens,
+    )
+    retriever = dataclasses.replace(
+        preset.retriever,
+        question_format=question_format,
+        max_question_tokens=max_tokens,
+        max_passage_tokens=max_tokens,
+    )
+    return dataclasses.replace(preset, reader=reader, retriever=retriever)
 
 
 def make(
@@ -112,14 +125,12 @@ def nq_full(size: str) -> Recipe:
 def templama() -> Recipe:
     """Facts as of 2017, asked as cloze; give `passages=atlas:corpora/wiki/enwiki-dec2020` to swap the corpus."""
     train = dataclasses.replace(COMMON, num_passages=20, num_steps=100, warmup_steps=20, split="train-2017")
-    model = model_settings(question_format="{question}")
-    model = dataclasses.replace(model, retriever=dataclasses.replace(model.retriever, question_format="{question}"))
     return make(
         "TempLAMA",
         corpus="dec2017",
         questions="dataset:templama",
         train=train,
-        download=DownloadConfig(model=model),
+        download=DownloadConfig(model=model_settings(question_format="{question}")),
         evaluate=EvaluateConfig(split="test-2017", max_input_tokens=384),
     )
 
@@ -159,7 +170,7 @@ def pretrain(task: str) -> Recipe:
             reader="hf://google/t5-base-lm-adapt",
         ),
         num_shards=NUM_SHARDS,
-        download=DownloadConfig(model=model_settings(max_target_tokens=64, max_input_tokens=384)),
+        download=DownloadConfig(model=model_settings(max_target_tokens=64, max_tokens=384)),
         train=train,
         evaluate=EvaluateConfig(num_passages=train.num_passages, task=train.task),
         report=ReportConfig(title=f"Pretraining, {task} (base)"),

@@ -41,7 +41,7 @@ class IndexRefresher:
         self.step = 0
         """The update before which `index` was made; 0 for the index that the run started with."""
         self.passages = passages
-        self._first, self._folder = index, folder
+        self._folder = folder
 
     def refresh(self, step: int, *, embed: EmbedPassages, is_stopped: Callable[[], bool] = lambda: False) -> bool:
         """Embed every passage and take the new index into use.
@@ -64,19 +64,22 @@ class IndexRefresher:
             vector_ND = self._embed_all(work, embed, is_stopped)
             if vector_ND is None:
                 return False
-            self.index, self.step = self._first.with_vectors(vector_ND, folder), step
+            self.index, self.step = self.index.with_vectors(vector_ND, folder), step
         finally:
             remove(work)
         return True
 
     def reopen(self, step: int) -> None:
-        """Take the index that was made before this update into use again; 0 for the first one.
+        """Take the index that was made before this update into use again: at the start of a run that goes on.
+
+        Args:
+            step: as in a checkpoint; 0 is the index that the run started with.
 
         Raises:
             ArtifactError: its files are not there.
         """
-        self.index = self._first if step == 0 else open_index(str(self._folder_of(step)), passage_encoder="")
-        self.step = step
+        if step != self.step:
+            self.index, self.step = open_index(str(self._folder_of(step)), passage_encoder=""), step
 
     def keep_only(self, steps: set[int]) -> None:
         """Remove the files of all indices but those of these updates and the one in use."""
@@ -90,8 +93,8 @@ class IndexRefresher:
 
     def _embed_all(self, path: Path, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> np.ndarray | None:
         """Vectors of all passages in a memory-mapped file; None if stopped."""
-        ids_N = self._first.passage_ids
-        shape = (len(ids_N), self._first.dimension)
+        ids_N = self.index.passage_ids
+        shape = (len(ids_N), self.index.dimension)
         vector_ND = create_array(path, "<f4", shape)
         with progress(total=len(ids_N), what="refresh the index", unit="passages") as bar:
             for start in range(0, len(ids_N), BLOCK_PASSAGES):

@@ -68,6 +68,8 @@ def test_atlas_settings_are_the_published_ones(compiled_recipes: str, row: tuple
     train, reader = json.loads(found["train"]), json.loads(found["download"])["model"]["reader"]
     names = ("batch_size", "num_steps", "warmup_steps", "learning_rate", "retriever_learning_rate", "schedule")
     settings = [train[name] for name in (*names, "temperature_score", "num_passages")]
+    retriever = json.loads(found["download"])["model"]["retriever"]
+    assert {retriever["max_passage_tokens"], retriever["max_question_tokens"]} == {row[9]}
     assert [*settings, reader["max_input_tokens"], reader["max_target_tokens"]] == list(row[1:11])
     assert [train["refresh_schedule"], train["mode"]] == list(row[11:])
     common = {"objective": "pdist", "reduction": "elementmean", "weight_decay": 0.01, "dropout": 0.1, "clip_norm": 1.0}
