@@ -9,6 +9,8 @@ from ralm.errors import ConfigError
 from ralm.reader.config import GenerationConfig
 from ralm.tasks.config import TaskConfig
 
+CUTOFFS = (1, 5, 10, 20, 50)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -42,8 +44,9 @@ class EvaluateConfig:
     max_input_tokens: int | Literal["auto"] = "auto"
     """Longest reader input for one passage, in tokens; auto: as the model's own configuration says."""
 
-    recall_at: tuple[int, ...] = (1, 5, 10, 20, 50)
-    """Cut-offs k of recall at k, each at most the number of passages in the corpus."""
+    recall_at: tuple[int, ...] | Literal["auto"] = "auto"
+    """Cut-offs k of recall at k, each at most the number of passages in the corpus; auto: 1, 5, 10, 20 and 50, as far
+    as the corpus goes."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
     """How rows are asked, where the task leaves a choice."""
@@ -79,8 +82,11 @@ class EvaluateConfig:
         for name in ("num_reranked", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected at least 0, found {getattr(self, name)}")
-        if not self.recall_at or min(self.recall_at) < 1 or len(set(self.recall_at)) != len(self.recall_at):
-            raise ConfigError(f"recall_at: expected different numbers of at least 1, found {list(self.recall_at)}")
+        if self.recall_at != "auto":
+            is_fine = self.recall_at and min(self.recall_at) >= 1 and len(set(self.recall_at)) == len(self.recall_at)
+            if not is_fine:
+                found = list(self.recall_at)
+                raise ConfigError(f"recall_at: expected auto or different numbers of at least 1, found {found}")
         if not self.split:
             raise ConfigError("split: expected the name of a table, found an empty text")
         modes = [name for name in ("closed_book", "file_passages", "retrieve_only") if getattr(self, name)]
@@ -91,3 +97,15 @@ class EvaluateConfig:
     def retrieves(self) -> bool:
         """True if passages are searched for."""
         return not (self.closed_book or self.file_passages)
+
+    def cutoffs(self, corpus_passages: int | None) -> list[int]:
+        """`recall_at` as numbers, ascending; none in closed book.
+
+        Args:
+            corpus_passages: size of the corpus, None where nothing is searched.
+        """
+        if self.closed_book:
+            return []
+        if self.recall_at != "auto":
+            return sorted(self.recall_at)
+        return [k for k in CUTOFFS if corpus_passages is None or k <= corpus_passages]

@@ -68,6 +68,7 @@ class Run:
     corpus: Corpus | None
     config: EvaluateConfig
     num_passages: int
+    cutoffs: list[int]
     device: torch.device
     dtype: torch.dtype
 
@@ -117,7 +118,8 @@ def evaluate(
     if config.max_input_tokens != "auto":
         reader = dataclasses.replace(reader, max_input_tokens=config.max_input_tokens)
     num_read = 0 if config.closed_book else num_passages
-    run = Run(used, skipped, task, opened, reader, retriever, corpus, config, num_read, device, dtype)
+    cutoffs = config.cutoffs(corpus.index.num_passages if corpus else None)
+    run = Run(used, skipped, task, opened, reader, retriever, corpus, config, num_read, cutoffs, device, dtype)
     return produce(
         predictions,
         kind="predictions",
@@ -128,7 +130,7 @@ def evaluate(
             **dataclasses.asdict(config),
             "num_passages": num_read,
             "max_input_tokens": reader.max_input_tokens,
-            "recall_at": [] if config.closed_book else sorted(config.recall_at),
+            "recall_at": cutoffs,
             "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
         },
         seed=config.seed,
@@ -151,7 +153,8 @@ def _open_corpus(
         raise ArtifactError(
             f"{index}: made from passages {opened.passages_fingerprint}, but {passages} is {lookup.fingerprint}"
         )
-    for name, k in (("num_passages", num_passages), ("recall_at", max(config.recall_at))):
+    most = max(config.cutoffs(opened.num_passages))
+    for name, k in (("num_passages", num_passages), ("recall_at", most)):
         if k > opened.num_passages:
             raise DataError(
                 f"{index}: the corpus has {opened.num_passages} passages, but config.{name} asks for {k} of them"
@@ -178,8 +181,7 @@ def _build(folder: Path, run: Run) -> Contents:
         ):
             writer.write(rows)
             done += ({key: row[key] for key in columns} for row in rows)
-    cutoffs = [] if run.config.closed_book else sorted(run.config.recall_at)
-    write_json(folder / "metrics.json", summarise(done, run.questions, task=run.task, cutoffs=cutoffs))
+    write_json(folder / "metrics.json", summarise(done, run.questions, task=run.task, cutoffs=run.cutoffs))
     return Contents(
         rows={name: len(done)},
         counts={"questions": len(done), **run.skipped},
@@ -225,7 +227,7 @@ def _passage_source(run: Run, watch: Stopwatch) -> PassageSource:
         overretrieve_ratio=run.config.overretrieve_ratio,
         rerank=_rerank(run) if run.config.num_reranked else None,
     )
-    num_retrieved = max(run.num_passages, *run.config.recall_at)
+    num_retrieved = max(run.num_passages, *run.cutoffs)
     return SearchedPassages(embed, searcher, num_retrieved, run.num_passages, watch)
 
 

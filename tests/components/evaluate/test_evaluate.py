@@ -212,11 +212,20 @@ def test_a_corpus_with_fewer_passages_than_k(
     assert not (tmp_path / "out").exists()
 
 
+def test_cut_offs_end_where_the_corpus_does(places: dict[str, str], tmp_path: Path) -> None:
+    manifest, rows, metrics = run(places, tmp_path / "out", recall_at="auto")
+    assert manifest.config["recall_at"] == [1, 5, 10, 20]
+    assert "recall_at_20" in metrics
+    assert "recall_at_50" not in metrics
+    assert {len(row["passage_ids"]) for row in rows} == {20}
+
+
 def test_the_command_line_says_it_on_one_line(
     places: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [part for name, place in places.items() for part in (f"--{name}", place)]
-    code = run_stage(evaluate, [*arguments, "--predictions", str(tmp_path / "out")])
+    arguments += ["--config.recall_at", "[1, 50]", "--predictions", str(tmp_path / "out")]
+    code = run_stage(evaluate, arguments)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ralm: error:")]
     assert code == 2
     assert len(errors) == 1
@@ -269,8 +278,8 @@ def test_questions_without_titles_have_no_recall_by_title(places: dict[str, str]
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
-        ({"recall_at": ()}, "recall_at: expected different numbers"),
-        ({"recall_at": (5, 5)}, "recall_at: expected different numbers"),
+        ({"recall_at": ()}, "recall_at: expected auto or different numbers"),
+        ({"recall_at": (5, 5)}, "recall_at: expected auto or different numbers"),
         ({"num_passages": 0}, "num_passages: expected at least 1, found 0"),
         ({"split": ""}, "split: expected the name of a table"),
         ({"overretrieve_ratio": 0}, "overretrieve_ratio: expected at least 1, found 0"),
