@@ -98,12 +98,15 @@ def export_model(model: Location, output: Location) -> Path:
 
     Raises:
         ArtifactError: the retriever is not one that Atlas can run: no BERT, another pooling than the mean, normalised.
+        ConfigError: the file is there already.
     """
     opened = open_model(model)
     _check_for_atlas(opened)
     recorded = opened.manifest.details.get("atlas", {})
     question = None if opened.tied else _read_weights(opened.question_encoder_folder)
     path = local_path(join(output, FILE))
+    if path.exists():
+        raise ConfigError(f"output: {path} exists already; name another folder or remove it")
     write_checkpoint(
         path,
         Checkpoint(

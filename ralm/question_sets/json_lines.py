@@ -17,6 +17,9 @@ from ralm.corpus.passages import passage_id
 from ralm.corpus.records import read_json_lines, string_field
 from ralm.errors import ConfigError, DataError
 from ralm.sources import fetch_file, fetch_tree
+from ralm.tasks.base import question_of
+from ralm.tasks.catalog import task_named
+from ralm.tasks.config import TaskConfig
 
 SPLITS = ("train", "dev", "test")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.bz2", ".jsonl.zst")
@@ -67,6 +70,7 @@ def write_questions(folder: Path, files: Mapping[str, Path]) -> tuple[dict[str, 
     counts: Counter[str] = Counter()
     for split, path in files.items():
         seen: dict[str, int] = {}
+        task = ""
         with TableWriter(folder / f"{split}.parquet", QUESTIONS) as writer:
             for number, row in read_json_lines(path):
                 question = read_question(row, f"{path} line {number}")
@@ -75,12 +79,26 @@ def write_questions(folder: Path, files: Mapping[str, Path]) -> tuple[dict[str, 
                     raise DataError(
                         f"{path} line {number}: question_id {question['question_id']!r} is that of line {first}"
                     )
+                task = task or question["task"]
+                _check_task(question, task, f"{path} line {number}")
                 writer.write([question])
         if not writer.num_rows:
             raise DataError(f"{path}: no questions in it")
         rows[f"{split}.parquet"] = counts[f"{split}_questions"] = writer.num_rows
     counts["questions"] = sum(rows.values())
     return rows, counts
+
+
+def _check_task(row: Mapping[str, Any], task: str, place: str) -> None:
+    """Raise `DataError` if the row is of another task than those before it, or its task cannot ask it."""
+    if row["task"] != task:
+        raise DataError(f"{place}: expected task {task!r} as in the lines before, found {row['task']!r}")
+    try:
+        asker, question = task_named(task), question_of(row)
+        if not asker.reason_to_skip(question, TaskConfig()):
+            asker.check(question)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def read_question(row: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -51,6 +51,9 @@ class ReaderConfig:
                 raise ConfigError(f"reader.{name}: expected at least 1, found {value}")
 
 
+MAX_BEAMS = 1024
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """How answers are generated."""
@@ -74,8 +77,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers against each other."""
-        if self.num_beams < 1:
-            raise ConfigError(f"generation.num_beams: expected at least 1, found {self.num_beams}")
+        if not 1 <= self.num_beams <= MAX_BEAMS:
+            raise ConfigError(f"generation.num_beams: expected 1 to {MAX_BEAMS}, found {self.num_beams}")
         if not 1 <= self.num_candidates <= self.num_beams:
             raise ConfigError(
                 f"generation.num_candidates: expected 1 to num_beams ({self.num_beams}), found {self.num_candidates}"

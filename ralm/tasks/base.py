@@ -204,13 +204,15 @@ def open_questions(location: Location, split: str, max_questions: int | None = N
     place = artifact.file(f"{split}.parquet")
     num_rows = next(rows for name, rows in artifact.tables() if name == place)
     tables = iterate_rows([(place, num_rows)], "questions/1", stop=max_questions, columns=columns)
-    questions = [_question(row) for table in tables for row in table.to_pylist()]
+    questions = [question_of(row) for table in tables for row in table.to_pylist()]
     if not questions:
         raise DataError(f"{location}: split {split!r} holds no questions")
     return artifact, questions
 
 
-def _question(row: dict[str, Any]) -> Question:
+def question_of(row: Mapping[str, Any]) -> Question:
+    """A row of a `questions/1` table as tasks see it."""
     lists = {name: tuple(row[name]) for name in ("answers", "options", "positive_titles")}
     passages = tuple(FilePassage(**passage) for passage in row["passages"])
-    return Question(**{**row, **lists, "passages": passages, "metadata": json.loads(row["metadata"])})
+    plain = {field.name: row[field.name] for field in dataclasses.fields(Question)}
+    return Question(**{**plain, **lists, "passages": passages, "metadata": json.loads(row["metadata"])})

@@ -133,3 +133,27 @@ def test_title_and_section_of_a_text_are_kept() -> None:
 def test_an_answer_that_is_no_option() -> None:
     with pytest.raises(DataError, match="f line 1: field 'answer': expected one of A, B, found 'C'"):
         read_question({"question": "q", "options": {"A": "one", "B": "two"}, "answer": "C"}, "f line 1")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "q", "answers": ["a"], "task": "quiz"}], r"train.jsonl line 1: task: expected one of .*'quiz'"),
+        (
+            [{"question": "q", "answers": ["a"]}, {"claim": "c", "label": "SUPPORTS"}],
+            r"line 2: expected task 'qa' as in the lines before, found 'fever'",
+        ),
+        ([{"claim": "c", "label": "TRUE"}], r"line 1: .*SUPPORTS.*'TRUE'"),
+        (
+            [{"question": "q", "options": [str(n) for n in range(27)], "label": "A", "task": "multiple_choice"}],
+            r"line 1: .*26",
+        ),
+    ],
+)
+def test_rows_that_no_task_takes_are_named_by_their_line(
+    tmp_path: Path, rows: list[dict[str, object]], message: str
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=message):
+        write_questions(tmp_path, {"train": path})
