@@ -28,9 +28,8 @@ def compare(
     """Recall after equally many updates in each mode, and seconds an update."""
     return {
         name: [
-            retriever.learn(space, f"{name}-{seed}", model=model, index=index, split=split, config=config)
-            for seed in seeds
-            for config in [dataclasses.replace(config, seed=seed)]
+            retriever.learn(space, f"{name}-{config.seed}", model=model, index=index, split=split, config=config)
+            for config in (dataclasses.replace(mode, seed=seed) for seed in seeds)
         ]
-        for name, config in MODES.items()
+        for name, mode in MODES.items()
     }

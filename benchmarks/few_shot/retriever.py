@@ -104,9 +104,8 @@ def compare(
     runs: dict[str, list[dict[str, Any]]] = {"frozen": [space.recall(model=model, index=index, split=split)]}
     for objective in objectives:
         runs[objective] = [
-            learn(space, f"{objective}-{seed}", model=model, index=index, split=split, config=config)
-            for seed in seeds
-            for config in [dataclasses.replace(OBJECTIVES[objective], seed=seed)]
+            learn(space, f"{objective}-{config.seed}", model=model, index=index, split=split, config=config)
+            for config in (dataclasses.replace(OBJECTIVES[objective], seed=seed) for seed in seeds)
         ]
     return runs
 

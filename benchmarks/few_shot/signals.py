@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.few_shot import retriever
+from benchmarks.few_shot import reader, retriever
 from benchmarks.few_shot.workspace import Workspace
 from components.train.config import TrainConfig
 from ralm.corpus.lookup import PassageLookup
@@ -22,24 +22,27 @@ COLUMNS = ("gold first", "lead of the gold paragraph", "lead / temperature")
 
 @torch.no_grad()
 def compare(space: Workspace, *, model: str, index: str) -> dict[str, list[dict[str, float]]]:
-    """For training questions whose gold paragraph is among the passages found: is it the one the signal prefers?
+    """For questions whose gold paragraph is among the passages found: is it the one the signal prefers?
+
+    They are training questions of the retriever that the reader has not learnt from.
 
     `lead`: median of its score less the best other one; divided by the temperature it says how sharp the target is.
     """
     found: dict[Objective, list[tuple[float, float]]] = {name: [] for name in retriever.OBJECTIVES}
     opened = open_model(model)
-    reader = FusionReader.load(opened.reader_folder, opened.reader, device=best_device())
-    reader.eval()
+    fusion = FusionReader.load(opened.reader_folder, opened.reader, device=best_device())
+    fusion.eval()
     lookup = PassageLookup(space.passages)
     rows, ids_NK = space.search(model=model, index=index, split="train", k=retriever.TRAIN.num_passages)
-    pairs = [(row, ids_K) for row, ids_K in zip(rows, ids_NK, strict=True) if row["positive_ids"][0] in ids_K]
+    unseen = list(zip(rows, ids_NK, strict=True))[reader.SHOTS :]
+    pairs = [(row, ids_K) for row, ids_K in unseen if row["positive_ids"][0] in ids_K]
     for row, ids_K in pairs[:NUM_QUESTIONS]:
         passages = [lookup.get(ids_K)]
-        encoded = reader.encode(reader.tokenize_inputs([row["question"]], passages))
-        label_BT = reader.tokenize_targets([row["answers"][0]], [row["question"]])
+        encoded = fusion.encode(fusion.tokenize_inputs([row["question"]], passages))
+        label_BT = fusion.tokenize_targets([row["answers"][0]], [row["question"]])
         gold = ids_K.tolist().index(row["positive_ids"][0])
         for name, config in retriever.OBJECTIVES.items():
-            score_K = passage_signal(reader, encoded, label_BT, [row["question"]], config).gold[0]
+            score_K = passage_signal(fusion, encoded, label_BT, [row["question"]], config).gold[0]
             found[name].append(_lead(score_K.sum(dim=-1) if score_K.dim() == 2 else score_K, gold))
     return {name: [_summary(pairs, retriever.OBJECTIVES[name])] for name, pairs in found.items()}
 
