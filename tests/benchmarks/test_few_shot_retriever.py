@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from benchmarks.few_shot import freshness, retriever
 from benchmarks.few_shot.retriever import OBJECTIVES, cut_encoder
 from benchmarks.few_shot.tables import markdown
+from benchmarks.few_shot.workspace import Workspace
+from components.train.config import TrainConfig
 from ralm.pretrained import load_weights
 
 
@@ -37,6 +41,29 @@ def test_every_objective_is_compared_with_a_frozen_reader() -> None:
     assert set(OBJECTIVES) == {"pdist", "emdr2", "adist", "loop"}
     for name, config in OBJECTIVES.items():
         assert (config.objective, config.freeze_reader, config.mode) == (name, True, "joint")
+
+
+@pytest.mark.parametrize("experiment", ["retriever", "freshness"])
+def test_every_setting_is_run_with_every_seed(experiment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[tuple[str, TrainConfig]] = []
+
+    def learn(space: Workspace, name: str, *, config: TrainConfig, **others: str) -> dict[str, float]:
+        done.append((name, config))
+        return {"seed": config.seed}
+
+    monkeypatch.setattr(retriever, "learn", learn)
+    monkeypatch.setattr(Workspace, "recall", lambda *_, **__: {"seed": -1})
+    space, places = Workspace(tmp_path, "passages", "questions"), {"model": "model", "index": "index", "split": "dev"}
+    if experiment == "retriever":
+        runs = retriever.compare(space, objectives=["pdist", "loop"], seeds=[0, 3], **places)
+        assert list(runs) == ["frozen", "pdist", "loop"]
+        assert [config.objective for _, config in done] == ["pdist", "pdist", "loop", "loop"]
+    else:
+        runs = freshness.compare(space, seeds=[0, 3], **places)
+        assert list(runs) == list(freshness.MODES)
+        assert [config.mode for _, config in done] == ["query_side"] * 2 + ["joint"] * 6
+    assert all([run["seed"] for run in found] in ([-1], [0, 3]) for found in runs.values())
+    assert len({name for name, _ in done}) == len(done)
 
 
 def test_a_table_shows_means_and_single_values() -> None:
