@@ -59,13 +59,7 @@ def test_the_task_of_the_guide(
     assert json.loads(rows[0]["metadata"])["query"] == "is granite amber? yes or no"
 
 
-def test_its_check_runs(questions: str, tiny_model: str, tmp_path: Path) -> None:
+def test_its_check_runs(questions: str, tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(json.dumps({"task": "yes_no", "question": "is it", "label": "perhaps"}))
-    download(source=str(tmp_path / "test.jsonl"), questions=str(tmp_path / "bad"))
-    with pytest.raises(DataError, match="label: expected yes or no, found 'perhaps'"):
-        evaluate(
-            model=tiny_model,
-            questions=str(tmp_path / "bad"),
-            predictions=str(tmp_path / "out"),
-            config=EvaluateConfig(closed_book=True),
-        )
+    with pytest.raises(DataError, match=r"test.jsonl line 1: .*label: expected yes or no, found 'perhaps'"):
+        download(source=str(tmp_path / "test.jsonl"), questions=str(tmp_path / "bad"))
