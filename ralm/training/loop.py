@@ -83,12 +83,18 @@ def train_model(
     if refresher is not None:
         refresher.reopen(done.index_step)
 
+    saved = done
+
     def save(step: int) -> None:
+        nonlocal saved
         index_step = refresher.step if refresher is not None else 0
-        state = Progress(step, log, evaluations, index_step)
+        state = Progress(step, list(log), list(evaluations), index_step)
+        if state == saved:
+            return
         needed = save_checkpoint(checkpoints, state, weights=learner.weights, optimizer=learner.optimizer)
         if refresher is not None:
             refresher.keep_only(needed)
+        saved = state
 
     def end_early(step: int) -> None:
         save(step)
@@ -98,10 +104,20 @@ def train_model(
     due = parse_refresh_schedule(config.refresh_schedule)
     with deferred_stop() as stop, progress(total=config.num_steps, what="train", unit="updates") as bar:
         bar.update(start)
-        for step in range(start, config.num_steps):
+        for step in range(start, config.num_steps + 1):
+            is_asked = bool(evaluations) and evaluations[-1]["step"] == step
+            if evaluate is not None and step and step % config.evaluate_every_steps == 0 and not is_asked:
+                save(step)  # a pod that is evicted while this goes on loses nothing else
+                evaluations.append({"step": step, **evaluate(learner, refresher)})
+                report({f"dev_{name}": value for name, value in evaluations[-1].items()} | {"step": step})
+            if stop.is_set():
+                end_early(step)
+            if step == config.num_steps:
+                break
             overlap = None
             is_newer = step > config.freeze_retriever_steps  # until then the encoder is the index's own
             if refresher is not None and is_newer and refresher.step != step and refresh_is_due(due, step):
+                save(step)
                 overlap = renew_index(learner, step, refresher, examples=examples, config=config, stop=stop)
                 if overlap is None:
                     end_early(step)
@@ -110,11 +126,6 @@ def train_model(
             log.append(row)
             report(row)
             bar.update(1, note=f"reader loss {row['reader_loss']:.3f}")
-            if evaluate is not None and (step + 1) % config.evaluate_every_steps == 0:
-                evaluations.append({"step": step + 1, **evaluate(learner, refresher)})
-                report({f"dev_{name}": value for name, value in evaluations[-1].items()} | {"step": step + 1})
-            if stop.is_set():
-                end_early(step + 1)
             if (step + 1) % config.checkpoint_every_steps == 0 and step + 1 < config.num_steps:
                 save(step + 1)
     updates = max(1, config.num_steps - start)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ralm.training.evaluation
 import ralm.training.loop
 import ralm.training.refresh
 from components.train.config import TrainConfig
@@ -167,13 +168,43 @@ def test_stopped_with_a_renewed_index_and_again_gives_the_same_bytes(
             run(inputs, tmp_path / "stopped", **settings)
     assert not (tmp_path / "stopped" / "manifest.json").exists()
     steps = [path.name for path in sorted(ralm_home().glob("checkpoints/*/*"))]
-    expected = {"update": ["index-00000004", "step-00000005"], "refresh": ["index-00000002", "step-00000004"]}
+    expected = {
+        "update": ["index-00000002", "index-00000004", "step-00000004", "step-00000005"],
+        "refresh": ["index-00000002", "step-00000003", "step-00000004"],
+    }
     assert steps == expected[place]
     again, log = run(inputs, tmp_path / "stopped", **settings)
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
     assert log == whole_log
     assert again.details["evaluations"] == whole.details["evaluations"]
     assert not list(ralm_home().glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("place", ["evaluation", "refresh"])
+def test_killed_in_long_work_loses_no_update(
+    inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A pod that is not given the time to end an evaluation or a refresh has its updates in a checkpoint."""
+    settings = {"refresh_schedule": "4", "evaluate_every_steps": 3, "checkpoint_every_steps": 100}
+    whole, _ = run(inputs, tmp_path / "whole", **settings)
+    monkeypatch.setenv("RALM_HOME", str(tmp_path / "home"))
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch:
+        owner, name = {
+            "evaluation": (ralm.training.evaluation, "predict"),
+            "refresh": (ralm.training.refresh.IndexRefresher, "refresh"),
+        }[place]
+        patch.setattr(owner, name, die)
+        with pytest.raises(MemoryError):
+            run(inputs, tmp_path / "killed", **settings)
+    newest = {"evaluation": "step-00000003", "refresh": "step-00000004"}[place]
+    assert sorted(path.name for path in ralm_home().glob("checkpoints/*/step-*"))[-1] == newest
+    again, _ = run(inputs, tmp_path / "killed", **settings)
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert again.details["evaluations"] == whole.details["evaluations"]
 
 
 def test_rerank_trains_on_the_best_by_the_encoder_of_now(
