@@ -71,11 +71,7 @@ def train_model(
         ConfigError: the index has fewer passages than are to be retrieved.
         KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was written.
     """
-    if refresher is not None and refresher.index.num_passages < config.num_scored:
-        raise ConfigError(
-            f"num_passages, num_retrieved: expected at most the {refresher.index.num_passages} passages of the index, "
-            f"found {config.num_scored}"
-        )
+    _check_size(refresher, config)
     done = load_checkpoint(checkpoints, weights=learner.weights, optimizer=learner.optimizer)
     start, log, evaluations = done.step, list(done.log), list(done.evaluations)
     if start:
@@ -131,6 +127,14 @@ def train_model(
     updates = max(1, config.num_steps - start)
     timings = {f"{name}_ms": 1000 * elapsed / updates for name, elapsed in learner.timer.elapsed_s.items()}
     return TrainingResult(log, evaluations, timings)
+
+
+def _check_size(refresher: IndexRefresher | None, config: TrainingConfig) -> None:
+    if refresher is not None and refresher.index.num_passages < config.num_scored:
+        raise ConfigError(
+            f"num_passages, num_retrieved: expected at most the {refresher.index.num_passages} passages of the index, "
+            f"found {config.num_scored}"
+        )
 
 
 def make_batch(
