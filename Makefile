@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: install ## run the whole pipeline on a real Wikipedia slice, then ask it questions
 	$(BIN)/ralm quickstart
 
-test: install ## unit, oracle, contract and graph tests (at most 5 minutes on 2 cores)
+test: install ## unit, oracle, contract and graph tests (about 8 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 test-slow: install ## long tests: real models, whole dumps, kill and resume
