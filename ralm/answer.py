@@ -100,10 +100,10 @@ class Searcher:
         if not all(question.strip() for question in questions):
             raise ConfigError("question: expected a text, found an empty one")
         question_BD = embed_questions(self._encoder, self.model.retriever, list(questions))
-        score_BK, row_BK = self.index.search(question_BD, min(k, self.index.num_passages))
+        result = self.index.search(question_BD, min(k, self.index.num_passages))
         found = []
-        for score_K, row_K in zip(score_BK, row_BK, strict=True):
-            passages = self.passages.get(self.index.passage_ids[row_K])
+        for score_K, id_K in zip(result.scores, result.passage_ids, strict=True):
+            passages = self.passages.get(id_K)
             found.append([FoundPassage(*pair) for pair in zip(passages, map(float, score_K), strict=True)])
         return found
 

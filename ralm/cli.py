@@ -21,8 +21,8 @@ from typing import Any
 from ralm.artifacts.files import read_settings
 from ralm.artifacts.manifest import Manifest
 from ralm.artifacts.store import handing_over_by_reference, stored_location
-from ralm.errors import ConfigError, RalmError
-from ralm.log import set_up_logging
+from ralm.errors import ConfigError, RalmError, WorkerError
+from ralm.log import is_first_worker, set_up_logging
 
 logger = logging.getLogger(__name__)
 Stage = Callable[..., Manifest]
@@ -50,6 +50,8 @@ def run_stage(stage: Stage, argv: Sequence[str] | None = None, *, prog: str | No
         as_json = namespace.pop("json")
         set_up_logging("DEBUG" if namespace.pop("verbose") else None)
         manifest = call_tracked(stage, dict(parser.instantiate(namespace)))
+        if not is_first_worker():
+            return outcome.code
         if as_json:
             print(json.dumps({**manifest.to_json(), "reused": manifest.reused}, ensure_ascii=False))
         else:
@@ -79,7 +81,8 @@ def call_tracked(stage: Stage, arguments: dict[str, Any], *, parent_run_id: str 
     with tracking.stage_run(name, parent_run_id=parent_run_id) as run:
         manifest = stage(**arguments)
         run.record(manifest, arguments)
-    if events := os.environ.get("RALM_EVENTS"):
+    events = os.environ.get("RALM_EVENTS") if is_first_worker() else None
+    if events:
         event = {
             "stage": name,
             "kind": manifest.kind,
@@ -122,11 +125,12 @@ def exit_code() -> Iterator[Outcome]:
     try:
         yield outcome
     except RalmError as error:
-        outcome.code = EXIT_BAD_INPUT
+        outcome.code = error.exit_code if isinstance(error, WorkerError) else EXIT_BAD_INPUT
         print(f"ralm: error: {one_line(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         outcome.code = EXIT_INTERRUPTED
-        print("ralm: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        if is_first_worker():
+            print("ralm: interrupted; the same command goes on from what is finished", file=sys.stderr)
     except BrokenPipeError:
         outcome.code = EXIT_FAILED
         sys.stderr.close()

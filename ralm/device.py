@@ -9,11 +9,15 @@ import torch
 
 from ralm.errors import ConfigError
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def best_device() -> torch.device:
-    """A GPU where there is one, else the CPU; `RALM_DEVICE` (`cpu`, `cuda`, `cuda:1`, `mps`) overrides it."""
+    """A GPU where there is one (each worker of a node its own), else the CPU.
+
+    `RALM_DEVICE` (`cpu`, `cuda`, `cuda:1`, `mps`) overrides it.
+    """
     wanted = os.environ.get("RALM_DEVICE", "")
     if wanted:
         try:
@@ -23,7 +27,25 @@ def best_device() -> torch.device:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"RALM_DEVICE={wanted}: this machine has no CUDA device that torch can use")
         return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def count_gpus() -> int:
+    """CUDA devices of this machine."""
+    return torch.cuda.device_count()
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU the one that torch takes where none is named, as its exchanges between processes do."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a CUDA device that is not in use."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -37,15 +59,20 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Turn a precision setting into a dtype; `RALM_PRECISION` replaces `auto`.
+    """Turn a precision setting into a dtype; `RALM_PRECISION` (auto, bf16 or fp32) replaces `auto`.
 
     Raises:
-        ConfigError: the setting or `RALM_PRECISION` is not one of auto, bf16, fp32.
+        ConfigError: the setting or `RALM_PRECISION` is none of these.
     """
     if precision == "auto":
         precision = cast(Precision, os.environ.get("RALM_PRECISION", "auto"))
+        if precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"precision: expected auto, bf16 or fp32, found {precision!r}")
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
-    if precision not in ("bf16", "fp32"):
-        raise ConfigError(f"precision: expected auto, bf16 or fp32, found {precision!r}")
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return DTYPES[precision]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """The setting that gives this dtype: bf16, fp16 or fp32."""
+    return next(name for name, value in DTYPES.items() if value == dtype)

@@ -17,3 +17,16 @@ class ArtifactError(RalmError):
 
 class DataError(RalmError):
     """The content of an input (a dump, a table, a question file) is not what its format promises."""
+
+
+class WorkerError(RalmError):
+    """A process of a distributed stage went down.
+
+    Args:
+        message: which one, and how.
+        exit_code: what the command ends with: that of the worker where it had one.
+    """
+
+    def __init__(self, message: str, *, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

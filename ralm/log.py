@@ -17,10 +17,16 @@ PROGRESS_MARK = "@progress "
 logger = logging.getLogger(__name__)
 
 
+def is_first_worker() -> bool:
+    """False in the processes of a distributed run that leave it to the first one to say how it goes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def set_up_logging(level: str | int | None = None) -> None:
     """Send log lines to stderr: `HH:MM:SS level message`. The level may come from `RALM_LOG_LEVEL`."""
+    chosen = level or os.environ.get("RALM_LOG_LEVEL", "INFO").upper()
     logging.basicConfig(
-        level=level or os.environ.get("RALM_LOG_LEVEL", "INFO").upper(),
+        level=chosen if is_first_worker() else logging.ERROR,
         format="%(asctime)s %(levelname).1s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
@@ -66,7 +72,7 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
         self._every_s = 1.0 if self._has_driver else REPORT_EVERY_S
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first_worker():
             self._bar = tqdm(total=self.total, desc=self.what, unit=f" {self.unit}", unit_scale=True, leave=False)
         return self
 
@@ -92,7 +98,7 @@ class progress:  # noqa: N801 - reads as a verb at the call site: `with progress
             self._bar.update(count)
         elif time.monotonic() - self._reported_at >= self._every_s:
             self._reported_at, self._reported = time.monotonic(), self.done
-            if self._has_driver:
+            if self._has_driver and is_first_worker():
                 print(f"{PROGRESS_MARK}{self._line(note)}", file=sys.stderr, flush=True)
             else:
                 logger.info("%s", self._line(note))

@@ -14,6 +14,7 @@ import numpy as np
 from ralm.corpus.lookup import Passage, PassageLookup
 from ralm.errors import ConfigError
 from ralm.index.search import Index
+from ralm.index.shard import Found
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Retrieved:
 
 
 class PassageRetriever:
-    """Find passages in an index.
+    """Find passages in an index. Where several processes share it, each call is one of all of them.
 
     Args:
         index: the vectors.
@@ -80,56 +81,63 @@ class PassageRetriever:
         Raises:
             ConfigError: k exceeds the number of passages, or the vectors have another size than the index's.
         """
-        num_candidates = (
-            k if self._rerank is None else max(k, min(self._rerank.num_candidates, self.index.num_passages))
-        )
+        size = k if self._rerank is None else max(k, min(self._rerank.num_candidates, self.index.num_passages))
         own: list[str | None] = list(exclude) if any(exclude) else [None] * len(question_BD)
-        row_BC, score_BC, passages = self._candidates(question_BD, num_candidates, own)
-        if self._rerank is not None:
-            row_BC, score_BC, passages = self._score_again(question_BD, row_BC, passages, k, own)
+        found, passages = self._candidates(question_BD, size, own)
+        if self._rerank is not None and len(question_BD):
+            found, passages = self._score_again(question_BD, found, passages, k, own)
         if short := sum(any(_is_own(*pair)) for pair in zip(passages, own, strict=True)):
             logger.warning("retrieve: %d questions got passages of their own source: the corpus has no others", short)
-        return Retrieved(row_BC, self.index.passage_ids[row_BC], score_BC, passages)
+        return Retrieved(found.rows, found.passage_ids, found.scores, passages)
 
     def _candidates(
         self, question_BD: np.ndarray, size: int, exclude: list[str | None]
-    ) -> tuple[np.ndarray, np.ndarray, list[list[Passage]]]:
-        if not any(exclude):
-            score_BC, row_BC = self.index.search(question_BD, size)
-            return row_BC, score_BC, self._fetch(row_BC)
+    ) -> tuple[Found, list[list[Passage]]]:
+        """The best `size` that are not left out. All processes of the index go equally deep."""
+        world = self.index.world
+        if not world.any(any(exclude)):
+            found = self.index.search(question_BD, size)
+            return found, self._fetch(found.passage_ids)
         depth = min(size * self._ratio, self.index.num_passages)
         while True:
-            score_BN, row_BN = self.index.search(question_BD, depth)
-            found = self._fetch(row_BN)
-            order = [_kept_first(passages, own) for passages, own in zip(found, exclude, strict=True)]
-            if depth == self.index.num_passages or all(kept >= size for _, kept in order):
+            found = self.index.search(question_BD, depth)
+            passages = self._fetch(found.passage_ids)
+            order = [_kept_first(of_one, own) for of_one, own in zip(passages, exclude, strict=True)]
+            is_short = any(kept < size for _, kept in order)
+            if depth == self.index.num_passages or not world.any(is_short):
                 break
             depth = min(2 * depth, self.index.num_passages)
-        place_BC = np.array([places[:size] for places, _ in order])
-        passages = [[of_one[place] for place in places] for of_one, places in zip(found, place_BC, strict=True)]
-        return np.take_along_axis(row_BN, place_BC, 1), np.take_along_axis(score_BN, place_BC, 1), passages
+        place_BC = np.array([places[:size] for places, _ in order], np.int64).reshape(len(order), size)
+        return _take(found, passages, place_BC)
 
     def _score_again(
         self,
         question_BD: np.ndarray,
-        row_BC: np.ndarray,
+        found: Found,
         passages: list[list[Passage]],
         k: int,
         exclude: list[str | None],
-    ) -> tuple[np.ndarray, np.ndarray, list[list[Passage]]]:
+    ) -> tuple[Found, list[list[Passage]]]:
         """The best k by the newer encoder; a question's own passages, where they had to be taken, stay the last."""
         assert self._rerank is not None
         vector_ND = self._rerank.embed([passage for of_one in passages for passage in of_one])
-        score_BC = np.einsum("bd,bcd->bc", question_BD, vector_ND.reshape(*row_BC.shape, -1)).astype(np.float32)
+        score_BC = np.einsum("bd,bcd->bc", question_BD, vector_ND.reshape(*found.passage_ids.shape, -1)).astype(
+            np.float32
+        )
         is_own_BC = np.array([_is_own(*pair) for pair in zip(passages, exclude, strict=True)])
-        place_BK = np.lexsort((-score_BC, is_own_BC), axis=1)[:, :k]
-        chosen = [[of_one[place] for place in places] for of_one, places in zip(passages, place_BK, strict=True)]
-        return np.take_along_axis(row_BC, place_BK, 1), np.take_along_axis(score_BC, place_BK, 1), chosen
+        place_BK = np.lexsort((found.passage_ids, -score_BC, is_own_BC), axis=1)[:, :k]
+        return _take(found._replace(scores=score_BC), passages, place_BK)
 
-    def _fetch(self, row_BK: np.ndarray) -> list[list[Passage]]:
-        found = self.passages.get(self.index.passage_ids[row_BK.reshape(-1)])
-        size = row_BK.shape[1]
+    def _fetch(self, id_BK: np.ndarray) -> list[list[Passage]]:
+        found = self.passages.get(id_BK)
+        size = id_BK.shape[1]
         return [found[start : start + size] for start in range(0, len(found), size)]
+
+
+def _take(found: Found, passages: list[list[Passage]], place_BK: np.ndarray) -> tuple[Found, list[list[Passage]]]:
+    """Of each question's candidates those at these places, in this order."""
+    chosen = [[of_one[place] for place in places] for of_one, places in zip(passages, place_BK, strict=True)]
+    return Found(*(np.take_along_axis(values, place_BK, 1) for values in found)), chosen
 
 
 def _kept_first(passages: Sequence[Passage], own: str | None) -> tuple[list[int], int]:

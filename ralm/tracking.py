@@ -23,6 +23,7 @@ from ralm.artifacts.files import exists, join, local_copy, ralm_home, read_json
 from ralm.artifacts.manifest import Manifest
 from ralm.artifacts.store import stored_location
 from ralm.errors import ConfigError, RalmError
+from ralm.log import is_first_worker
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -41,7 +42,7 @@ _active_run_id: str = ""
 
 
 def is_enabled() -> bool:
-    """False where `RALM_TRACKING=off`.
+    """False where `RALM_TRACKING=off`, and in all but the first process of a distributed run.
 
     Raises:
         ConfigError: the variable has another value than `on` and `off`.
@@ -49,7 +50,7 @@ def is_enabled() -> bool:
     setting = os.environ.get("RALM_TRACKING", "on").lower()
     if setting not in ("on", "off"):
         raise ConfigError(f"RALM_TRACKING: expected on or off, found {setting!r}")
-    return setting == "on"
+    return setting == "on" and is_first_worker()
 
 
 def tracking_uri() -> str:
@@ -192,6 +193,23 @@ def stage_run(stage: str, *, parent_run_id: str = "") -> Iterator[StageRun]:
         _active_run_id = ""
         if run_id:
             _guarded(lambda: _close_run(status))
+
+
+@contextlib.contextmanager
+def resumed_by_workers() -> Iterator[None]:
+    """Inside, processes that are started write to the run of this one."""
+    if not _active_run_id:
+        yield
+        return
+    before = os.environ.get("MLFLOW_RUN_ID")
+    os.environ["MLFLOW_RUN_ID"] = _active_run_id
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_RUN_ID"]
+        else:
+            os.environ["MLFLOW_RUN_ID"] = before
 
 
 def _open_run(stage: str, parent_run_id: str) -> str:

@@ -86,8 +86,7 @@ class Workspace:
         folder, settings = opened.question_encoder_folder, opened.retriever
         encoder = Encoder.load(folder, settings, device=best_device(), dtype=torch.float32)
         question_ND = embed_questions(encoder, settings, [row["question"] for row in rows])
-        _, row_NK = searched.search(question_ND, k)
-        return rows, searched.passage_ids[row_NK]
+        return rows, searched.search(question_ND, k).passage_ids
 
 
 def open_workspace(data: Path, work: Path, *, max_passages: int) -> Workspace:

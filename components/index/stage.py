@@ -13,6 +13,7 @@ from ralm.artifacts.manifest import MANIFEST, Artifact, Manifest, open_artifact
 from ralm.artifacts.schemas import PASSAGE_IDS as PASSAGE_IDS_SCHEMA
 from ralm.artifacts.store import Contents, produce
 from ralm.artifacts.tables import write_table
+from ralm.device import best_device
 from ralm.errors import ArtifactError, DataError
 from ralm.index.build import finish_index
 from ralm.index.matrix import create_matrix, to_storage
@@ -109,7 +110,7 @@ def _build(folder: Path, shards: Sequence[Artifact], config: IndexConfig) -> Con
         rows={PASSAGE_IDS: num_passages},
         counts={"passages": num_passages, "shards": len(shards)},
         details={
-            **finish_index(folder, matrix_ND, config),
+            **finish_index(folder, matrix_ND, config, best_device()),
             "passages": source["passages"],
             "passage_encoder": source["passage_encoder"],
         },

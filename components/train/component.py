@@ -12,6 +12,8 @@ def train_op(
     model: dsl.Input[dsl.Model],
     questions: dsl.Input[dsl.Dataset],
     trained: dsl.Output[dsl.Model],
+    num_processes: int = 1,
+    nodes: int = 1,
     config: str = "{}",
     parent_run_id: str = "",
 ) -> None:
@@ -20,4 +22,5 @@ def train_op(
     from ralm.cli import run_task
 
     inputs = {"passages": passages.path, "index": index.path, "model": model.path, "questions": questions.path}
-    run_task(train, **inputs, trained=trained.path, config=config, parent_run_id=parent_run_id)
+    size = {"num_processes": num_processes, "nodes": nodes}
+    run_task(train, **inputs, trained=trained.path, **size, config=config, parent_run_id=parent_run_id)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 
 from components.train.config import TrainConfig
-from ralm.artifacts.files import Location, remove
-from ralm.artifacts.manifest import Manifest, artifact_key
+from ralm import tracking
+from ralm.artifacts.files import Location, join, remove
+from ralm.artifacts.manifest import Manifest, artifact_key, open_artifact
 from ralm.artifacts.schemas import TRAINING_LOG
-from ralm.artifacts.store import Contents, checkpoint_folder, plain_config, produce
+from ralm.artifacts.store import Contents, checkpoint_folder, plain_config, produce, store_uri, take_finished
 from ralm.artifacts.tables import write_table
 from ralm.corpus.lookup import PassageLookup
-from ralm.device import best_device, resolve_dtype
+from ralm.device import best_device, count_gpus, precision_name, resolve_dtype
+from ralm.distributed import ALONE, World, is_worker, join_world, leave_world, naming_lost_peers
 from ralm.errors import ArtifactError, ConfigError
 from ralm.evaluation.passage_sources import check_file_passages
-from ralm.index.search import Index, open_index
+from ralm.index.search import check_index, open_index
+from ralm.launch import ENDPOINT, run_workers
 from ralm.model import Model, model_details, open_model, write_reader_config, write_retriever_config
 from ralm.reader.fusion import FusionReader
 from ralm.retriever.encoder import Encoder
@@ -29,6 +35,7 @@ from ralm.training.evaluation import make_evaluation
 from ralm.training.examples import TrainingSet, make_training_set
 from ralm.training.learner import Learner
 from ralm.training.loop import Evaluate, TrainingResult, train_model
+from ralm.training.parallel import whole
 from ralm.training.refresh import IndexRefresher
 
 STAGE_VERSION = 2
@@ -40,13 +47,34 @@ class Run:
     """Everything one training needs, checked."""
 
     model: Model
-    refresher: IndexRefresher | None
+    corpus: tuple[Location, Location] | None
+    """Passages and their index; None where nothing is searched."""
     questions: list[Question]
     evaluate: Evaluate | None
     config: TrainConfig
     device: torch.device
     dtype: torch.dtype
-    checkpoints: Path
+    inputs: dict[str, str]
+    """Fingerprints of the inputs."""
+
+    @property
+    def plain_config(self) -> dict[str, object]:
+        """What changes the result: no checkpoint interval, nothing of the processes, the number format as chosen."""
+        plain = plain_config(self.config)
+        for name in ("checkpoint_every_steps", "sharding"):
+            del plain[name]
+        return {**plain, "num_retrieved": self.config.num_scored, "precision": precision_name(self.dtype)}
+
+    @property
+    def key(self) -> str:
+        """Name of the trained model in the store, and of the folder of its checkpoints."""
+        return artifact_key(
+            stage="train",
+            stage_version=STAGE_VERSION,
+            inputs=self.inputs,
+            config=self.plain_config,
+            seed=self.config.seed,
+        )
 
 
 def train(
@@ -56,12 +84,15 @@ def train(
     trained: Location,
     passages: Location = "",
     index: Location = "",
+    num_processes: int = 1,
+    nodes: int = 1,
     config: TrainConfig = TrainConfig(),  # noqa: B008
 ) -> Manifest:
     """Train reader and retriever together, with retrieval in the loop.
 
     A killed or stopped run goes on from its last checkpoint when the same command is given again, and ends with the
-    same bytes as one that was left alone.
+    same bytes as one that was left alone. The processes of a distributed run share each batch and the index; their
+    number may be another when it goes on.
 
     Args:
         model: Model artifact to start from.
@@ -69,6 +100,10 @@ def train(
         trained: Output folder: a model artifact with the table training_log.parquet beside the weights.
         passages: Passages artifact that the index was made from; not used in closed book and with file passages.
         index: Index of these passages by the model's passage encoder; not used where passages are not.
+        num_processes: Worker processes to start on each node, one for each GPU where there are some; under torchrun its
+            own number counts.
+        nodes: Machines that take part; in a Kubernetes cluster they become a TrainJob, elsewhere the same command has
+            to run on each of them with RALM_RENDEZVOUS=HOST:PORT set.
         config: What learns, from what, for how long, how fast.
 
     Returns:
@@ -76,44 +111,96 @@ def train(
 
     Raises:
         ArtifactError: an input is unfinished, or passages, index and model do not belong together.
-        ConfigError: more passages per question than there are.
+        ConfigError: more passages per question than there are, or numbers of processes that cannot be.
         DataError: the split is missing, empty, or has questions without answers.
+        WorkerError: a process of a distributed run went down.
     """
+    run = _check(model, questions, passages, index, config)
+    if is_worker():
+        return _train_together(run, trained)
+    for name, count in (("num_processes", num_processes), ("nodes", nodes)):
+        if count < 1:
+            raise ConfigError(f"{name}: expected at least 1, found {count}")
+    if num_processes * nodes == 1:
+        return _produce(run, trained, ALONE)
+    arguments = {"model": model, "questions": questions, "passages": passages, "index": index}
+    return _launch(run, arguments, trained, num_processes=num_processes, nodes=nodes)
+
+
+def _check(model: Location, questions: Location, passages: Location, index: Location, config: TrainConfig) -> Run:
     opened = open_model(model)
     table, rows = open_questions(questions, config.split, config.max_questions)
     used, _ = usable_questions(rows, config.task, is_learnt=True)
     if config.file_passages:
         check_file_passages(used)
     device = best_device()
-    dtype = resolve_dtype(config.precision, device)
     inputs = {"model": opened.manifest.fingerprint, "questions": table.fingerprint}
-    corpus = _open_corpus(passages, index, opened, config) if config.retrieves else None
-    if corpus is not None:
-        inputs |= {"passages": corpus[1].fingerprint, "index": corpus[0].fingerprint}
-    plain = _plain_config(config, dtype)
-    key = artifact_key(stage="train", stage_version=STAGE_VERSION, inputs=inputs, config=plain, seed=config.seed)
-    checkpoints = checkpoint_folder(key)
-    refresher = None if corpus is None else IndexRefresher(*corpus, checkpoints)
-    run = Run(opened, refresher, rows, _evaluation(questions, config), config, device, dtype, checkpoints)
+    if config.retrieves:
+        inputs |= _check_corpus(passages, index, opened, config)
+    corpus = (passages, index) if config.retrieves else None
+    dtype = resolve_dtype(config.precision, device)
+    return Run(opened, corpus, rows, _evaluation(questions, config), config, device, dtype, inputs)
+
+
+def _launch(run: Run, arguments: dict[str, Location], trained: Location, *, num_processes: int, nodes: int) -> Manifest:
+    """Have worker processes do it, here or as a job of the cluster, unless it was done before."""
+    manifest = take_finished(trained, "model", run.key)
+    if manifest is not None:
+        return manifest
+    if nodes > 1 and "KUBERNETES_SERVICE_HOST" in os.environ and ENDPOINT not in os.environ:
+        from components.train.job import train_as_job
+
+        config = json.dumps(plain_config(run.config))
+        return train_as_job({**arguments, "trained": trained}, config=config, num_processes=num_processes, nodes=nodes)
+    if run.device.type == "cuda" and num_processes > count_gpus():
+        raise ConfigError(
+            f"num_processes: expected at most {count_gpus()}, the GPUs of this node, found {num_processes}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments["trained"] = str(Path(folder) / "trained")
+        job = {"arguments": arguments, "config": plain_config(run.config)}
+        with tracking.resumed_by_workers():
+            run_workers("components.train.worker", job, num_processes=num_processes, nodes=nodes)
+    manifest = take_finished(trained, "model", run.key)
+    if manifest is None:
+        raise ArtifactError(f"train: the workers left no model {run.key} in the store; RALM_HOME differs between nodes")
+    return dataclasses.replace(manifest, reused=False)
+
+
+def _train_together(run: Run, trained: Location) -> Manifest:
+    """In a worker: the first process makes the artifact, the others compute with it."""
+    world = join_world(run.device)
+    with naming_lost_peers(world):
+        if world.is_first:
+            manifest = _produce(run, trained, world)
+            if manifest.reused:
+                world.any(False)
+        elif world.any(False):
+            _learn(run, world)
+        world.barrier()
+        if not world.is_first:
+            manifest = open_artifact(join(store_uri(), "model", run.key), "model").manifest
+        leave_world()
+    return manifest
+
+
+def _produce(run: Run, trained: Location, world: World) -> Manifest:
+    def build(folder: Path) -> Contents:
+        world.any(True)  # the other processes begin
+        return _build(folder, run, world)
+
     manifest = produce(
         trained,
         kind="model",
         stage="train",
         stage_version=STAGE_VERSION,
-        inputs=inputs,
-        config=plain,
-        seed=config.seed,
-        build=lambda folder: _build(folder, run),
+        inputs=run.inputs,
+        config=run.plain_config,
+        seed=run.config.seed,
+        build=build,
     )
-    remove(checkpoints)
+    remove(checkpoint_folder(run.key))
     return manifest
-
-
-def _plain_config(config: TrainConfig, dtype: torch.dtype) -> dict[str, object]:
-    """What changes the result: no checkpoint interval, and the number format that was chosen."""
-    plain = plain_config(config)
-    del plain["checkpoint_every_steps"]
-    return {**plain, "num_retrieved": config.num_scored, "precision": "bf16" if dtype == torch.bfloat16 else "fp32"}
 
 
 def _evaluation(questions: Location, config: TrainConfig) -> Evaluate | None:
@@ -124,35 +211,64 @@ def _evaluation(questions: Location, config: TrainConfig) -> Evaluate | None:
     return make_evaluation(rows, settings=settings, config=config)
 
 
-def _open_corpus(passages: Location, index: Location, model: Model, config: TrainConfig) -> tuple[Index, PassageLookup]:
+def _check_corpus(passages: Location, index: Location, model: Model, config: TrainConfig) -> dict[str, str]:
+    """Fingerprints of passages and index, which have to belong together; nothing of them is loaded."""
     for name, place in (("passages", passages), ("index", index)):
         if not place:
             raise ConfigError(f"train: no --{name}; it is needed unless closed_book or file_passages is set")
-    opened = open_index(index, passage_encoder=model.fingerprints["passage_encoder"])
-    lookup = PassageLookup(passages)
-    if opened.passages_fingerprint != lookup.fingerprint:
+    opened = check_index(index, passage_encoder=model.fingerprints["passage_encoder"])
+    corpus = open_artifact(passages, "passages").fingerprint
+    if opened.manifest.details["passages"] != corpus:
         raise ArtifactError(
-            f"{index}: made from passages {opened.passages_fingerprint}, but {passages} is {lookup.fingerprint}"
+            f"{index}: made from passages {opened.manifest.details['passages']}, but {passages} is {corpus}"
         )
-    if config.num_scored > opened.num_passages:
+    num_passages = opened.manifest.rows
+    if config.num_scored > num_passages:
         raise ConfigError(
-            f"{index}: the corpus has {opened.num_passages} passages, fewer than the {config.num_scored} that "
+            f"{index}: the corpus has {num_passages} passages, fewer than the {config.num_scored} that "
             "num_passages and num_retrieved ask for"
         )
-    return opened, lookup
+    return {"passages": corpus, "index": opened.fingerprint}
 
 
-def _build(folder: Path, run: Run) -> Contents:
-    learner = _load_learner(run)
+def _learn(run: Run, world: World) -> tuple[Learner, TrainingSet, TrainingResult]:
+    """Train; every process of the run does this."""
+    refresher = None
+    checkpoints = checkpoint_folder(run.key)
+    if run.corpus is not None:
+        passages, place = run.corpus
+        made_by = run.model.fingerprints["passage_encoder"]
+        index = open_index(place, passage_encoder=made_by, device=run.device, world=world.beside())
+        refresher = IndexRefresher(index, PassageLookup(passages), checkpoints)
+    learner = _load_learner(run, world)
     examples = _make_examples(learner, run)
     result = train_model(
         learner,
         examples=examples,
-        refresher=run.refresher,
+        refresher=refresher,
         config=run.config,
-        checkpoints=run.checkpoints,
+        checkpoints=checkpoints,
         evaluate=run.evaluate,
     )
+    if run.config.sharding != "none":
+        learner = _make_whole(learner, run)
+    return learner, examples, result
+
+
+def _make_whole(learner: Learner, run: Run) -> Learner:
+    """The trained models with all their weights in main memory, in the first process; the others help."""
+    cpu = dataclasses.replace(run, device=torch.device("cpu"), config=dataclasses.replace(run.config, sharding="none"))
+    target = _load_learner(cpu, ALONE) if learner.world.is_first else None
+    for name, weight in learner.weights.items():
+        full = whole(weight.detach())
+        if target is not None:
+            with torch.no_grad():
+                target.weights[name].copy_(full)
+    return learner if target is None else target
+
+
+def _build(folder: Path, run: Run, world: World) -> Contents:
+    learner, examples, result = _learn(run, world)
     _write_model(folder, learner, run)
     num_rows = write_table(folder / LOG, _log_rows(result), TRAINING_LOG)
     return Contents(
@@ -180,7 +296,7 @@ def _log_rows(result: TrainingResult) -> list[dict[str, object]]:
     return [{name: row[name] for name in TRAINING_LOG.names} for row in result.log]
 
 
-def _load_learner(run: Run) -> Learner:
+def _load_learner(run: Run, world: World) -> Learner:
     """The models in fp32: what learns, and a frozen question encoder where only the reader does."""
     model, config = run.model, run.config
     formats, retriever = task_formats(task_of(run.questions), model.reader, model.retriever)
@@ -194,7 +310,7 @@ def _load_learner(run: Run) -> Learner:
         question_encoder = load_encoder(model.question_encoder_folder)
     if config.mode == "joint":
         passage_encoder = question_encoder if model.tied else load_encoder(model.passage_encoder_folder)
-    return Learner(reader, question_encoder, passage_encoder, config, run.dtype)
+    return Learner(reader, question_encoder, passage_encoder, config, run.dtype, world)
 
 
 def _write_model(folder: Path, learner: Learner, run: Run) -> None:

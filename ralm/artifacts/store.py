@@ -162,6 +162,20 @@ def produce(
     return manifest
 
 
+def take_finished(output: Location, kind: str, key: str) -> Manifest | None:
+    """Hand over what the store has under this key; None if it is not there.
+
+    Raises:
+        ArtifactError: the output folder holds something else.
+    """
+    _check_output(output)
+    place = join(store_uri(), kind, key)
+    manifest = _finished(place, kind)
+    if manifest is not None:
+        _hand_over(output, place, manifest)
+    return manifest
+
+
 def build_artifact(
     work: Path,
     build: Build,

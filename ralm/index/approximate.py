@@ -15,12 +15,15 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 
 from ralm.errors import ArtifactError, ConfigError
 from ralm.index.config import IndexSettings, Kind, Storage
-from ralm.index.matrix import BLOCK_ROWS, check_search, to_float32
+from ralm.index.faiss_gpu import to_device, to_memory
+from ralm.index.matrix import BLOCK_ROWS, check_search, rescore, to_float32
 from ralm.index.recall import matrix_products, reference_rows
 
+CPU = torch.device("cpu")
 FAISS_FILE = "index.faiss"
 QUESTION_BATCH = 256
 """Questions that faiss gets at a time; it bounds its tables (a product quantiser's: 1 KiB a part and question)."""
@@ -42,6 +45,10 @@ _FACTORY: dict[Kind, str] = {
 # hundred times as long as the rest.
 _FEWEST: dict[str, int] = {"pq": 256, "ivf_pq": 256, "pq_fast_scan": 16}
 """Passages that a product quantiser needs: one for each of its codes."""
+
+
+WHOLE_VECTORS: tuple[Kind, ...] = ("ivf_flat", "hnsw")
+"""Kinds whose own scores are exact but for rounding, which differs with the place of a vector in the index."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,10 +106,15 @@ def _code_size(settings: IndexSettings, dimension: int) -> int:
     return settings.code_size
 
 
-def build_faiss(matrix_ND: np.ndarray, layout: Layout) -> Any:
-    """A trained and filled faiss index. Equal vectors give an equal index, whatever the number of threads.
+def build_faiss(matrix_ND: np.ndarray, layout: Layout, device: torch.device = CPU) -> Any:
+    """A trained and filled faiss index. On a CPU equal vectors give an equal index, whatever the number of threads.
 
     Shown by tests for 1 and several threads; a graph depends on the order of insertion and is built on one thread.
+
+    Args:
+        matrix_ND: vectors as `matrix.npy` holds them.
+        layout: what to build.
+        device: a GPU builds the kinds that faiss has for it.
     """
     text = _FACTORY[layout.kind].format(
         nlist=layout.nlist,
@@ -118,11 +130,12 @@ def build_faiss(matrix_ND: np.ndarray, layout: Layout) -> Any:
     for clustering in [part.cp for part in (trained + [index.pq] if layout.code_size else trained)]:
         clustering.max_points_per_centroid = POINTS_PER_CENTROID
         clustering.min_points_per_centroid = 1  # no warnings on small corpora
+    index = to_device(index, layout.kind, device)
     with matrix_products(), _threads(1 if layout.kind == "hnsw" else faiss.omp_get_max_threads()):
         index.train(_sample(matrix_ND, POINTS_PER_CENTROID * max(layout.nlist, 256)))
         for start in range(0, len(matrix_ND), BLOCK_ROWS):
             index.add(to_float32(matrix_ND[start : start + BLOCK_ROWS]))
-    return index
+    return to_memory(index)
 
 
 def _sample(matrix_ND: np.ndarray, size: int) -> np.ndarray:
@@ -167,16 +180,29 @@ class ApproximateSearcher:
         matrix_ND: the vectors as `matrix.npy` holds them, memory-mapped.
         layout: how the index was built.
         effort: how hard to look.
+        id_N: ids of the passages; among equal scores the lower one comes first. By default the rows.
+        first_row: what the index calls the first of these rows.
     """
 
-    def __init__(self, index: Any, matrix_ND: np.ndarray, layout: Layout, effort: Effort) -> None:
+    def __init__(
+        self,
+        index: Any,
+        matrix_ND: np.ndarray,
+        layout: Layout,
+        effort: Effort,
+        *,
+        id_N: np.ndarray | None = None,
+        first_row: int = 0,
+    ) -> None:
         self._index, self._matrix_ND, self._layout, self._effort = index, matrix_ND, layout, effort
+        self._id_N = np.arange(len(matrix_ND)) if id_N is None else id_N
+        self._first_row = first_row
 
     def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages that are found: always k different ones for each question.
 
         Where the searched part holds fewer than k, more is searched, at last everything. Among equal scores the lower
-        row comes first (among the candidates; what faiss leaves out at the cut is its choice).
+        id comes first (among the candidates; what faiss leaves out at the cut is its choice).
 
         Args:
             question_BD: float32.
@@ -190,9 +216,9 @@ class ApproximateSearcher:
         """
         check_search(question_BD, k, *self._matrix_ND.shape)
         score_BC, row_BC = self.candidates(question_BD, k)
-        if self._effort.rerank:
+        if self._effort.rerank or self._layout.kind in WHOLE_VECTORS:
             score_BC = rescore(question_BD, row_BC, self._matrix_ND)
-        order = np.lexsort((row_BC, -score_BC), axis=1)[:, :k]
+        order = np.lexsort((self._id_N[row_BC], -score_BC), axis=1)[:, :k]
         return np.take_along_axis(score_BC, order, 1), np.take_along_axis(row_BC, order, 1)
 
     def candidates(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -213,8 +239,12 @@ class ApproximateSearcher:
         return score_BC, row_BC
 
     def _search_faiss(self, question_BD: np.ndarray, size: int, breadth: int) -> tuple[np.ndarray, np.ndarray]:
-        score_BC, row_BC = self._index.search(question_BD, size, params=self._parameters(breadth))
-        return np.where(row_BC < 0, np.float32(-np.inf), score_BC), row_BC
+        try:
+            score_BC, row_BC = self._index.search(question_BD, size, params=self._parameters(breadth))
+        except RuntimeError as error:  # a GPU's limits on candidates and lists
+            raise ConfigError(f"index: faiss refuses this search: {str(error).splitlines()[0]}") from error
+        is_none_BC = row_BC < 0
+        return np.where(is_none_BC, np.float32(-np.inf), score_BC), np.where(is_none_BC, -1, row_BC - self._first_row)
 
     def _parameters(self, breadth: int) -> Any:
         if self._layout.nlist:
@@ -226,19 +256,3 @@ class ApproximateSearcher:
             graph.efSearch = breadth
             return graph
         return None
-
-
-def rescore(question_BD: np.ndarray, row_BC: np.ndarray, matrix_ND: np.ndarray) -> np.ndarray:
-    """Exact inner products of candidates, in fp32; -inf for row -1.
-
-    One question at a time, so that memory is that of its candidates; the same vector always gets the same score.
-
-    Example:
-        >>> rescore(np.array([[1.0, 2.0]], np.float32), np.array([[1, -1]]), np.eye(2, dtype=np.float32)).tolist()
-        [[2.0, -inf]]
-    """
-    score_BC = np.full(row_BC.shape, -np.inf, np.float32)
-    for score_C, row_C, question_D in zip(score_BC, row_BC, np.asarray(question_BD, np.float32), strict=True):
-        found = row_C >= 0
-        score_C[found] = np.einsum("cd,d->c", to_float32(matrix_ND[row_C[found]]), question_D)
-    return score_BC

@@ -14,6 +14,7 @@ import torch
 
 from ralm.errors import ArtifactError
 from ralm.index.approximate import (
+    CPU,
     FAISS_FILE,
     ApproximateSearcher,
     Effort,
@@ -23,19 +24,24 @@ from ralm.index.approximate import (
     resolve_layout,
 )
 from ralm.index.config import USED_BY, IndexSettings, Kind
+from ralm.index.faiss_gpu import to_device
 from ralm.index.flat import FlatSearcher, is_resident
+from ralm.index.shard import part_of_faiss
 from ralm.index.tuning import TUNED_CUT, make_probes, measure_recall, tune
 
 logger = logging.getLogger(__name__)
 
 
-def finish_index(folder: Path, matrix_ND: np.ndarray, settings: IndexSettings) -> dict[str, Any]:
+def finish_index(
+    folder: Path, matrix_ND: np.ndarray, settings: IndexSettings, device: torch.device = CPU
+) -> dict[str, Any]:
     """Write what the kind needs beside `matrix.npy`, and measure it.
 
     Args:
         folder: of the index.
         matrix_ND: its `matrix.npy`, filled.
         settings: kind and options.
+        device: where to build.
 
     Returns:
         Facts for the manifest: kind, metric, dimension, storage, resolved options, resident bytes per vector, recall.
@@ -51,7 +57,7 @@ def finish_index(folder: Path, matrix_ND: np.ndarray, settings: IndexSettings) -
     }
     probe_BD = make_probes(matrix_ND, settings.num_probes, seed=2)
     if settings.kind == "flat":
-        flat = FlatSearcher(matrix_ND, torch.device("cpu"))
+        flat = FlatSearcher(matrix_ND, device)
         per_value = 4 if is_resident(matrix_ND) else matrix_ND.itemsize
         return {
             **common,
@@ -59,7 +65,7 @@ def finish_index(folder: Path, matrix_ND: np.ndarray, settings: IndexSettings) -
             "recall": measure_recall(flat.search, probe_BD, matrix_ND),
         }
     layout = resolve_layout(settings, *matrix_ND.shape)
-    index = build_faiss(matrix_ND, layout)
+    index = build_faiss(matrix_ND, layout, device)
     faiss.write_index(index, str(folder / FAISS_FILE))
     effort, tuned_recall = tune(index, matrix_ND, layout, settings)
     if tuned_recall < settings.recall_target:
@@ -101,15 +107,23 @@ def plain_options(layout: Layout, effort: Effort) -> dict[str, int]:
 
 
 def open_searcher(
-    faiss_file: Path | None, matrix_ND: np.ndarray, details: Mapping[str, Any], device: torch.device
+    faiss_file: Path | None,
+    matrix_ND: np.ndarray,
+    details: Mapping[str, Any],
+    device: torch.device,
+    *,
+    id_N: np.ndarray | None = None,
+    rows: slice = slice(None),
 ) -> FlatSearcher | ApproximateSearcher:
-    """The searcher of a finished index.
+    """The searcher of some rows of a finished index.
 
     Args:
         faiss_file: its `index.faiss`, None for a flat index.
-        matrix_ND: its mapped `matrix.npy`.
+        matrix_ND: its whole mapped `matrix.npy`.
         details: as `finish_index` returned them.
-        device: where a flat index is searched; the other kinds run on the CPU.
+        device: where it is searched.
+        id_N: ids of these rows; among equal scores the lower one comes first. By default the rows.
+        rows: which, by default all; they count from 0 in what the searcher finds.
 
     Raises:
         ArtifactError: `index.faiss` is missing or damaged, or the kind is none of this version's.
@@ -117,12 +131,17 @@ def open_searcher(
     if details["kind"] not in get_args(Kind):
         known = ", ".join(get_args(Kind))
         raise ArtifactError(f"index: expected one of the kinds {known}, found {details['kind']!r}; build it again")
+    own_ND = matrix_ND[rows]
     if details["kind"] == "flat":
-        return FlatSearcher(matrix_ND, device)
+        return FlatSearcher(own_ND, device, id_N)
     if faiss_file is None:
         raise ArtifactError(f"an index of kind {details['kind']} needs a file {FAISS_FILE}; build it again")
     options = details["options"]
     fixed = {name: options[name] for name in ("nlist", "code_size", "hnsw_m") if name in options}
     layout = Layout(kind=details["kind"], storage=details["storage"], **fixed)
     effort = Effort(breadth=options.get("nprobe", options.get("hnsw_ef", 1)), rerank=options.get("rerank", 0))
-    return ApproximateSearcher(read_faiss(faiss_file, *matrix_ND.shape), matrix_ND, layout, effort)
+    index, first_row = read_faiss(faiss_file, *matrix_ND.shape), 0
+    if len(own_ND) < len(matrix_ND):
+        index, first_row = part_of_faiss(index, rows, faiss_file, layout.kind)
+    index = to_device(index, layout.kind, device)
+    return ApproximateSearcher(index, own_ND, layout, effort, id_N=id_N, first_row=first_row)

@@ -1,6 +1,10 @@
 """Exact maximum-inner-product search: blocks of the matrix against all questions, in bounded memory.
 
-Shapes: B questions, N passages searched, K passages found per question, D embedding size.
+A block product finds candidates, more than asked for; their scores are then computed each on its own, so that a passage
+has the same score whatever stands beside it: in any block, on any number of processes. Rounding of the block products
+cannot lose a passage: where the margin is not wide enough to rule that out, the question is searched again.
+
+Shapes: B questions, N passages searched, K passages found per question, C candidates, D embedding size.
 """
 
 from __future__ import annotations
@@ -9,15 +13,25 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ralm.index.matrix import BLOCK_ROWS, check_search, to_float32
+from ralm.device import free_bytes
+from ralm.index.matrix import BLOCK_ROWS, check_search, rescore, to_float32
 
 RESIDENT_BYTES = 2 << 30
-"""Up to this size the matrix is held as fp32 on the device; a larger one is converted block by block."""
+"""Up to this size the matrix is held as fp32 in main memory; a larger one is converted block by block."""
+GPU_SHARE = 0.6
+"""Part of a GPU's free memory that the matrix may take, in its stored format; a larger one is copied block by block."""
+MARGIN = 32
+"""Candidates beyond k."""
+SCORED_AT_ONCE = 4096
+"""Candidates of a crowded question that are scored at a time."""
+QUESTIONS_AT_ONCE = 2048
+"""Questions in one block product; it bounds its memory (0.5 GiB)."""
 
 
 def is_resident(matrix_ND: np.ndarray) -> bool:
-    """True where the whole matrix is held as fp32."""
+    """True where the whole matrix is held as fp32 in main memory."""
     return matrix_ND.size * 4 <= RESIDENT_BYTES
 
 
@@ -27,14 +41,17 @@ class FlatSearcher:
     Args:
         matrix_ND: vectors as `matrix.npy` holds them, best memory-mapped.
         device: where the products are computed.
+        id_N: ids of the passages; among equal scores the lower one comes first. By default the rows.
     """
 
-    def __init__(self, matrix_ND: np.ndarray, device: torch.device) -> None:
+    def __init__(self, matrix_ND: np.ndarray, device: torch.device, id_N: np.ndarray | None = None) -> None:
         self._matrix_ND, self._device = matrix_ND, device
-        self._resident_ND = self._load(0, len(matrix_ND)) if is_resident(matrix_ND) else None
+        self._id_N = np.arange(len(matrix_ND)) if id_N is None else id_N
+        self._resident_ND = self._load_resident()
+        self._longest: dict[int, float] = {}
 
     def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best passages of each question; among equal scores the lower row comes first.
+        """The k best passages of each question; among equal scores the lower id comes first.
 
         Args:
             question_BD: float32.
@@ -52,40 +69,77 @@ class FlatSearcher:
             [[1, 2]]
         """
         check_search(question_BD, k, *self._matrix_ND.shape)
-        question = torch.from_numpy(np.ascontiguousarray(question_BD, np.float32)).to(self._device)
-        best_score = torch.empty((len(question), 0), device=self._device)
-        best_row = torch.empty((len(question), 0), dtype=torch.int64, device=self._device)
+        if len(question_BD) > QUESTIONS_AT_ONCE:
+            starts = range(0, len(question_BD), QUESTIONS_AT_ONCE)
+            parts = [self.search(question_BD[start : start + QUESTIONS_AT_ONCE], k) for start in starts]
+            return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+        question_BD = np.ascontiguousarray(question_BD, np.float32)
+        near_BC, row_BC = self._scan(question_BD, min(k + MARGIN, len(self._matrix_ND)))
+        score_BK, row_BK = self._best(rescore(question_BD, row_BC, self._matrix_ND), row_BC, k)
+        if row_BC.shape[1] < len(self._matrix_ND):
+            # What was not kept has at most the last candidate's score, up to the rounding of both.
+            error_B = self._rounding(question_BD)
+            for number in np.flatnonzero(near_BC[:, -1] + error_B >= score_BK[:, -1]):
+                lowest = score_BK[number, -1] - error_B[number]
+                score_BK[number], row_BK[number] = self._search_one(question_BD[number], k, lowest)
+        return score_BK, row_BK
+
+    def _scan(self, question_BD: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `size` best rows by block products, best first."""
+        question = torch.from_numpy(question_BD).to(self._device)
+        best_BC = torch.empty((len(question), 0), device=self._device)
+        row_BC = torch.empty((len(question), 0), dtype=torch.int64, device=self._device)
         for start, block_ND in self._blocks():
             score_BN = question @ block_ND.T
-            score, row = _best(score_BN, min(k, score_BN.shape[1]))
-            best_score = torch.cat([best_score, score], 1)
-            best_row = torch.cat([best_row, row + start], 1)
+            score, row = score_BN.topk(min(size, score_BN.shape[1]), dim=1)
+            best_BC, row_BC = torch.cat([best_BC, score], 1), torch.cat([row_BC, row + start], 1)
             if start:
-                # Earlier blocks come first and hold the lower rows, so a stable sort keeps the tie rule.
-                order = best_score.argsort(dim=1, descending=True, stable=True)[:, :k]
-                best_score, best_row = best_score.gather(1, order), best_row.gather(1, order)
-        return best_score.cpu().numpy(), best_row.cpu().numpy()
+                best_BC, place = best_BC.topk(min(size, best_BC.shape[1]), dim=1)
+                row_BC = row_BC.gather(1, place)
+        return best_BC.cpu().numpy(), row_BC.cpu().numpy()
 
-    def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+    def _search_one(self, question_D: np.ndarray, k: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+        """Search where many passages are about equally good: all that reach `lowest` in a block are scored exactly."""
+        question = torch.from_numpy(question_D).to(self._device)
+        score_K, row_K = np.empty(0, np.float32), np.empty(0, np.int64)
+        for start, block_ND in self._blocks():
+            found = (block_ND @ question >= float(lowest)).nonzero().flatten().cpu().numpy() + start
+            for first in range(0, len(found), SCORED_AT_ONCE):
+                found_C = found[first : first + SCORED_AT_ONCE]
+                exact_C = rescore(question_D[None], found_C[None], self._matrix_ND)[0]
+                score_C, row_C = np.concatenate([score_K, exact_C]), np.concatenate([row_K, found_C])
+                order_K = np.lexsort((self._id_N[row_C], -score_C))[:k]
+                score_K, row_K = score_C[order_K], row_C[order_K]
+        return score_K, row_K
+
+    def _best(self, score_BC: np.ndarray, row_BC: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        order_BK = np.lexsort((self._id_N[row_BC], -score_BC), axis=1)[:, :k]
+        return np.take_along_axis(score_BC, order_BK, 1), np.take_along_axis(row_BC, order_BK, 1)
+
+    def _rounding(self, question_BD: np.ndarray) -> np.ndarray:
+        """How far a block product can be from the true score: the usual bound for a sum of D products in fp32."""
+        unit = np.finfo(np.float32).eps / 2 * (question_BD.shape[1] + 1)
+        return unit * np.linalg.norm(question_BD, axis=1) * max(self._longest.values(), default=0.0)
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
         for start in range(0, len(self._matrix_ND), BLOCK_ROWS):
             stop = start + BLOCK_ROWS
             resident = self._resident_ND
-            yield start, resident[start:stop] if resident is not None else self._load(start, stop)
+            block_ND = resident[start:stop] if resident is not None else self._load(start, stop)
+            if block_ND.dtype != torch.float32:
+                block_ND = block_ND.float()
+            if start not in self._longest:
+                self._longest[start] = float(torch.linalg.vector_norm(block_ND, dim=1).max())
+            yield start, block_ND
 
-    def _load(self, start: int, stop: int) -> torch.Tensor:
+    def _load_resident(self) -> Tensor | None:
+        if self._device.type != "cuda":
+            return self._load(0, len(self._matrix_ND)) if is_resident(self._matrix_ND) else None
+        if self._matrix_ND.nbytes > GPU_SHARE * free_bytes(self._device):
+            return None
+        if self._matrix_ND.dtype == np.uint16:
+            return torch.from_numpy(np.array(self._matrix_ND).view(np.int16)).to(self._device).view(torch.bfloat16)
+        return torch.from_numpy(np.array(self._matrix_ND)).to(self._device)
+
+    def _load(self, start: int, stop: int) -> Tensor:
         return torch.from_numpy(to_float32(self._matrix_ND[start:stop])).to(self._device)
-
-
-def _best(score_BN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top k of each row, sorted; ties, also at the cut, go to the lower column."""
-    score_BK, row_BK = score_BN.topk(k, dim=1)
-    cut_B1 = score_BK[:, -1:]
-    crowded_B = (score_BN >= cut_B1).sum(1) > k
-    for row in crowded_B.nonzero().flatten().tolist():
-        columns = (score_BN[row] >= cut_B1[row]).nonzero().flatten()
-        keep = columns[score_BN[row, columns].argsort(dim=0, descending=True, stable=True)[:k]]
-        score_BK[row], row_BK[row] = score_BN[row, keep], keep
-    by_row = row_BK.argsort(dim=1)
-    score_BK, row_BK = score_BK.gather(1, by_row), row_BK.gather(1, by_row)
-    order = score_BK.argsort(dim=1, descending=True, stable=True)
-    return score_BK.gather(1, order), row_BK.gather(1, order)

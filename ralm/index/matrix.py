@@ -97,6 +97,22 @@ def to_storage(vector_ND: np.ndarray, storage: Storage) -> np.ndarray:
     return stored
 
 
+def rescore(question_BD: np.ndarray, row_BC: np.ndarray, matrix_ND: np.ndarray) -> np.ndarray:
+    """Exact inner products of candidates, summed in fp64 and given in fp32; -inf for row -1.
+
+    One question at a time, so that memory is that of its candidates; the same vector always gets the same score.
+
+    Example:
+        >>> rescore(np.array([[1.0, 2.0]], np.float32), np.array([[1, -1]]), np.eye(2, dtype=np.float32)).tolist()
+        [[2.0, -inf]]
+    """
+    score_BC = np.full(row_BC.shape, -np.inf, np.float32)
+    for score_C, row_C, question_D in zip(score_BC, row_BC, np.asarray(question_BD, np.float64), strict=True):
+        found = row_C >= 0
+        score_C[found] = np.einsum("cd,d->c", to_float32(matrix_ND[row_C[found]]).astype(np.float64), question_D)
+    return score_BC
+
+
 def check_search(question_BD: np.ndarray, k: int, num_passages: int, dimension: int) -> None:
     """Refuse what cannot be searched.
 

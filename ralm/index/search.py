@@ -13,11 +13,13 @@ from ralm.artifacts.manifest import Artifact, open_artifact
 from ralm.artifacts.store import Contents, build_artifact
 from ralm.artifacts.tables import read_table
 from ralm.device import best_device
+from ralm.distributed import ALONE, World
 from ralm.errors import ArtifactError, ConfigError
 from ralm.index.approximate import FAISS_FILE
 from ralm.index.build import finish_index, open_searcher
 from ralm.index.config import IndexSettings
-from ralm.index.matrix import BLOCK_ROWS, MATRIX, create_matrix, open_matrix, to_float32, to_storage
+from ralm.index.matrix import BLOCK_ROWS, MATRIX, check_search, create_matrix, open_matrix, to_float32, to_storage
+from ralm.index.shard import ROW_MULTIPLE, Found, check_split, search_parts
 
 PASSAGE_IDS = "passage_ids.parquet"
 REFRESH_VERSION = 1
@@ -26,46 +28,61 @@ REFRESH_VERSION = 1
 class Index:
     """The passage vectors of a corpus, open for search, whatever the kind.
 
+    With several processes each holds and searches a range of rows, and every search is one of all of them together.
+
     Attributes:
         kind: of the index, as in `IndexSettings`.
         fingerprint: of the index artifact.
-        passage_ids: int64 array (N,): row -> passage id.
+        num_passages: in the whole index.
+        rows: range of the rows that this process holds.
+        passage_ids: int64 array: passage id of each of these rows.
         passages_fingerprint: of the `passages` artifact it was made from.
         passage_encoder: fingerprint of the passage encoder that made the vectors.
     """
 
-    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+    def __init__(self, artifact: Artifact, device: torch.device, world: World = ALONE) -> None:
         details = artifact.manifest.details
         self.kind: str = details["kind"]
         self.fingerprint = artifact.fingerprint
         self.passages_fingerprint: str = details["passages"]
         self.passage_encoder: str = details["passage_encoder"]
-        self.passage_ids = read_table(artifact.file(PASSAGE_IDS), "passage_ids/1").column(0).to_numpy()
-        self._matrix_ND = open_matrix(artifact.local(MATRIX), len(self.passage_ids), details["dimension"])
+        check_split(details["kind"], world)
+        id_N = read_table(artifact.file(PASSAGE_IDS), "passage_ids/1").column(0).to_numpy()
+        self.num_passages = len(id_N)
+        self.rows = world.part(self.num_passages, ROW_MULTIPLE)
+        self.passage_ids = id_N if world.size == 1 else id_N[self.rows].copy()
+        self._matrix_ND = open_matrix(artifact.local(MATRIX), self.num_passages, details["dimension"])
         faiss_file = artifact.local(FAISS_FILE) if artifact.has(FAISS_FILE) else None
-        self._searcher = open_searcher(faiss_file, self._matrix_ND, details, device)
-        self._artifact, self._device = artifact, device
-
-    @property
-    def num_passages(self) -> int:
-        """Passages in the index."""
-        return len(self.passage_ids)
+        self._searcher = open_searcher(
+            faiss_file, self._matrix_ND, details, device, id_N=self.passage_ids, rows=self.rows
+        )
+        self._artifact, self._device, self.world = artifact, device, world
 
     @property
     def dimension(self) -> int:
         """Embedding size D."""
         return int(self._matrix_ND.shape[1])
 
-    def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, question_BD: np.ndarray, k: int) -> Found:
         """The k passages with the largest inner product for each question, as far as the kind finds them.
 
+        With several processes all of them have to call it, with the same k; each gives and gets its own questions.
+
         Returns:
-            (score_BK float32, row_BK int64), best first, k different rows; `passage_ids[row_BK]` are their ids.
+            Scores, rows of the whole index and passage ids, best first, k different ones for each question; among equal
+            scores the lower id comes first.
 
         Raises:
             ConfigError: k exceeds the number of passages, or the vectors have another size.
         """
-        return self._searcher.search(question_BD, k)
+        check_search(question_BD, k, self.num_passages, self.dimension)
+        if self.world.size == 1:
+            return self._search_own(question_BD, k)
+        return search_parts(self.world, self._search_own, question_BD, k, len(self.passage_ids))
+
+    def _search_own(self, question_BD: np.ndarray, k: int) -> Found:
+        score_BK, row_BK = self._searcher.search(question_BD, k)
+        return Found(score_BK, row_BK + self.rows.start, self.passage_ids[row_BK])
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored vectors of these rows as float32, shape `rows.shape + (D,)`."""
@@ -97,7 +114,7 @@ class Index:
             for start in range(0, shape[0], BLOCK_ROWS):
                 part = slice(start, start + BLOCK_ROWS)
                 target_ND[part] = to_storage(matrix_ND[part], settings.storage)
-            details = finish_index(work, target_ND, settings)
+            details = finish_index(work, target_ND, settings, self._device)
             return Contents(
                 rows={PASSAGE_IDS: shape[0]},
                 counts={"passages": shape[0]},
@@ -121,13 +138,26 @@ class Index:
         return Index(open_artifact(str(folder), "index"), self._device)
 
 
-def open_index(location: Location, *, passage_encoder: str, device: torch.device | None = None) -> Index:
+def open_index(
+    location: Location, *, passage_encoder: str, device: torch.device | None = None, world: World = ALONE
+) -> Index:
     """Open an index for a model.
 
     Args:
         location: an `index` artifact.
         passage_encoder: fingerprint of the model's passage encoder.
         device: where to search, by default the best there is.
+        world: the processes that share it.
+
+    Raises:
+        ArtifactError: no such artifact, or its vectors were made by another passage encoder.
+        ConfigError: it cannot be split over these processes.
+    """
+    return Index(check_index(location, passage_encoder=passage_encoder), device or best_device(), world)
+
+
+def check_index(location: Location, *, passage_encoder: str) -> Artifact:
+    """An index artifact for a model, by its manifest alone.
 
     Raises:
         ArtifactError: no such artifact, or its vectors were made by another passage encoder.
@@ -139,4 +169,4 @@ def open_index(location: Location, *, passage_encoder: str, device: torch.device
             f"{location}: its vectors were made by passage encoder {made_by}, the model has {passage_encoder}; "
             "embed and index the passages with this model"
         )
-    return Index(artifact, device or best_device())
+    return artifact

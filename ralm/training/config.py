@@ -13,7 +13,8 @@ Mode = Literal["joint", "query_side", "reader_only"]
 Schedule = Literal["linear", "cosine", "constant"]
 TargetChoice = Literal["first", "random"]
 ScorePass = Literal["reuse", "eval"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Sharding = Literal["none", "gradients"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,17 @@ class TrainingConfig:
     """Which answer is learnt where a question has no target of its own: the `first`, or a `random` one each time."""
 
     precision: Precision = "auto"
-    """Number format of matrix products: `auto` takes bf16 where the hardware has it. Weights stay in fp32."""
+    """Number format of matrix products: `auto` takes bf16 where the hardware has it; `fp16` scales the loss so that
+    small gradients survive, and computes an update again with a lower scale where they overflow. Weights stay fp32."""
+
+    sharding: Sharding = "none"
+    """What several processes share: `none`: each holds all weights, gradients and optimiser state; `gradients`: weights
+    in fp32, gradients and optimiser state are split over the processes (ZeRO-2), the weights come together for an
+    update. It changes memory and time, not the result."""
+
+    retrieve_ahead: bool = False
+    """Search for the next update's passages while the present one is computed. The question encoder is then one update
+    older than without; where it does not learn that is no difference, and the search is ahead anyway."""
 
     gradient_checkpointing: bool = False
     """Compute the states of reader and encoders again in the backward pass instead of keeping them: less memory, more
@@ -179,6 +190,9 @@ class TrainingConfig:
             self.num_reranked == 0 or (self.mode == "joint" and self.num_reranked >= self.num_scored),
             f"0, or with mode joint num_retrieved ({self.num_scored}) or more",
         )
+        for name in ("num_reranked", "attention_statistics"):
+            is_fine = not (self.retrieve_ahead and getattr(self, name))
+            self._check("retrieve_ahead", is_fine, f"false where {name} is set")
         due = parse_refresh_schedule(self.refresh_schedule)
         self._check("refresh_schedule", not due or self.mode == "joint", "-1 unless mode is joint")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ralm.distributed import World
 from ralm.evaluation.passage_sources import (
     FilePassages,
     NoPassages,
@@ -19,12 +20,14 @@ from ralm.evaluation.stopwatch import Stopwatch
 from ralm.reader.config import GenerationConfig
 from ralm.reader.generate import Reading, generate_answers
 from ralm.reader.prompts import PassageText
+from ralm.retrieval import PassageRetriever, Retrieved
 from ralm.tasks.base import Question, Tools
 from ralm.tasks.catalog import task_of, usable_questions
 from ralm.tasks.config import TaskConfig
+from ralm.training.batches import make_retriever
 from ralm.training.config import TrainingConfig
 from ralm.training.learner import Learner
-from ralm.training.loop import Evaluate, make_retriever
+from ralm.training.loop import Evaluate
 from ralm.training.refresh import IndexRefresher
 
 MAX_BATCH_TOKENS = 65_536
@@ -66,21 +69,25 @@ def make_evaluation(questions: Sequence[Question], *, settings: TaskConfig, conf
                     )
                 )
 
-        watch = Stopwatch()
-        rows = [
+        watch, world = Stopwatch(), learner.world
+        searcher = None if refresher is None else _InStep(make_retriever(learner, refresher, config), world)
+        own_rows = [
             row
             for batch in predict(
-                used,
+                used[world.part(len(used))],
                 task=task,
                 tools=tools,
                 seed=config.seed,
-                source=_source(learner, refresher, config, watch),
+                source=_source(learner, searcher, config, watch),
                 read=read,
                 batch_size=max(1, MAX_BATCH_TOKENS // (config.num_passages * reader.config.max_input_tokens)),
                 watch=watch,
             )
             for row in batch
         ]
+        if searcher is not None:
+            searcher.finish(learner.embed_questions([]).numpy(), config.num_passages)
+        rows = [row for part in world.gather_json(own_rows) for row in part]
         cutoffs = [config.num_passages] if config.retrieves else []
         metrics = summarise(rows, used, task=task, cutoffs=cutoffs)
         return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
@@ -88,16 +95,34 @@ def make_evaluation(questions: Sequence[Question], *, settings: TaskConfig, conf
     return evaluate
 
 
-def _source(
-    learner: Learner, refresher: IndexRefresher | None, config: TrainingConfig, watch: Stopwatch
-) -> PassageSource:
-    if refresher is None:
+class _InStep:
+    """A search of several processes, of which some have more batches than others.
+
+    Args:
+        retriever: searches with all of them.
+        world: they.
+    """
+
+    def __init__(self, retriever: PassageRetriever, world: World) -> None:
+        self.retriever, self._world = retriever, world
+
+    def find(self, question_BD: np.ndarray, k: int, exclude: Sequence[str | None]) -> Retrieved:
+        """The k best passages of each question."""
+        self._world.any(True)
+        return self.retriever.find(question_BD, k, exclude)
+
+    def finish(self, nothing_0D: np.ndarray, k: int) -> None:
+        """Take part in the searches of the others until none has any left."""
+        while self._world.any(False):
+            self.retriever.find(nothing_0D, k)
+
+
+def _source(learner: Learner, searcher: _InStep | None, config: TrainingConfig, watch: Stopwatch) -> PassageSource:
+    if searcher is None:
         return FilePassages(config.num_passages) if config.file_passages else NoPassages()
 
     def embed(queries: Sequence[str]) -> np.ndarray:
         parts = (queries[start : start + ENCODED_AT_ONCE] for start in range(0, len(queries), ENCODED_AT_ONCE))
         return np.concatenate([learner.embed_questions(part).float().cpu().numpy() for part in parts])
 
-    return SearchedPassages(
-        embed, make_retriever(learner, refresher, config), config.num_passages, config.num_passages, watch
-    )
+    return SearchedPassages(embed, searcher, config.num_passages, config.num_passages, watch)

@@ -1,5 +1,8 @@
 """What learns, and one update of it: reader loss, distillation loss, gradient, AdamW. No files, no search.
 
+Where several processes learn together, each is given its own questions of the batch; losses and gradients are those of
+the whole batch in all of them.
+
 Shapes: `B` questions, `K` passages given to the reader, `R` passages retrieved (at least K), `T` target tokens, `D`
 embedding size.
 """
@@ -11,12 +14,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from ralm.distributed import ALONE, World
 from ralm.errors import ConfigError
 from ralm.log import progress
 from ralm.objectives.divergence import retriever_scores
@@ -26,30 +31,14 @@ from ralm.reader.fusion import FusionReader
 from ralm.reader.prompts import PassageText
 from ralm.retriever.embed import embed_texts
 from ralm.retriever.encoder import Encoder
+from ralm.training.batch import Batch, Tokens, passage_texts, question_tokens
 from ralm.training.config import TrainingConfig
+from ralm.training.parallel import Parallel, SplitWeights, WholeWeights, whole
+from ralm.training.precision import LossScale
 from ralm.training.schedule import learning_rate_factor
 from ralm.training.signal import Signal, passage_signal, retriever_loss
 
 BETA1 = 0.9
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One update's questions with what was retrieved for them."""
-
-    questions: list[str]
-    targets: list[str]
-    passages: Sequence[Sequence[PassageText]]
-    """R passages for each question, the best first; none in closed-book training."""
-    vectors: Tensor | None
-    """Index vectors of the passages, `[B, R, D]`, for query-side training."""
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Parts of at most `size` questions, in order."""
-        for start in range(0, len(self.questions), size):
-            part = slice(start, start + size)
-            vectors = None if self.vectors is None else self.vectors[part]
-            yield Batch(self.questions[part], self.targets[part], self.passages[part], vectors)
 
 
 @dataclass
@@ -76,6 +65,7 @@ class Learner:
             which never compute with it.
         config: the settings.
         dtype: number format of matrix products.
+        world: the processes that learn together.
 
     Raises:
         ConfigError: gradient checkpointing is asked of a kind of model that cannot do it.
@@ -88,24 +78,26 @@ class Learner:
         passage_encoder: Encoder | None,
         config: TrainingConfig,
         dtype: torch.dtype,
+        world: World = ALONE,
     ) -> None:
         self.reader, self.question_encoder, self.passage_encoder = reader, question_encoder, passage_encoder
-        self.config, self.dtype, self.timer = config, dtype, Timer()
-        reader_modules = nn.ModuleDict({"reader": reader.model})
+        self.config, self.dtype, self.timer, self.world = config, dtype, Timer(), world
+        self.loss_scale = LossScale() if dtype == torch.float16 else None
         learning = {"question": question_encoder, "passage": passage_encoder} if config.trains_retriever else {}
         encoders = nn.ModuleDict({name: encoder for name, encoder in learning.items() if encoder is not None})
+        self._encoder_models = list({id(encoder): encoder.model for encoder in encoders.values()}.values())
+        self._reader_models = [] if config.freeze_reader else [reader.model]
         for module in (reader.model, *encoders.values()):
             set_dropout(module, config.dropout)
         if config.gradient_checkpointing:
-            for model in (reader.model, *(encoder.model for encoder in learning.values() if encoder is not None)):
-                if not model.supports_gradient_checkpointing:
-                    kind = model.config.model_type
-                    raise ConfigError(
-                        f"gradient_checkpointing: expected false, which is all that {kind} can, found true"
-                    )
-                model.activation_checkpointing_enable({"use_reentrant": False})
+            for model in (reader.model, *self._encoder_models):
+                keep_few_states(model)
         reader.model.requires_grad_(not config.freeze_reader)
-        learnt = {} if config.freeze_reader else dict(reader_modules.named_parameters())
+        models = [*self._reader_models, *self._encoder_models]
+        self.parallel: Parallel = (
+            WholeWeights(world) if config.sharding == "none" else SplitWeights(world, models, dtype, reader.device)
+        )
+        learnt = {} if config.freeze_reader else dict(nn.ModuleDict({"reader": reader.model}).named_parameters())
         groups = {"reader": learnt, "retriever": dict(encoders.named_parameters())}
         self.weights: dict[str, nn.Parameter] = groups["reader"] | groups["retriever"]
         rates = {"reader": config.learning_rate, "retriever": config.retriever_learning_rate}
@@ -124,10 +116,13 @@ class Learner:
     @torch.no_grad()
     def embed_questions(self, questions: Sequence[str]) -> Tensor:
         """Question vectors `[B, D]` for the search, without dropout."""
-        assert self.question_encoder is not None
-        self.question_encoder.eval()
+        encoder = self.question_encoder
+        assert encoder is not None
+        if not questions:
+            return torch.empty((0, encoder.dimension))
+        encoder.eval()
         with self.precision():
-            return encode_questions(self.question_encoder, questions)
+            return encode(encoder, question_tokens(encoder, questions))
 
     @torch.no_grad()
     def embed_passages(self, passages: Sequence[PassageText], bar: progress | None = None) -> np.ndarray:
@@ -151,11 +146,21 @@ class Learner:
                 bar=bar or silent,
             )
 
+    def tokenize(self, batch: Batch) -> Batch:
+        """The batch in parts of `micro_batch_size` questions with their tokens, for `update`."""
+        learns = self.config.trains_retriever
+        return batch.cut(
+            self.config.micro_batch_size,
+            reader=self.reader,
+            question_encoder=self.question_encoder if learns else None,
+            passage_encoder=self.passage_encoder if learns else None,
+        )
+
     def update(self, batch: Batch, step: int) -> dict[str, float | None]:
         """Make one update.
 
         Args:
-            batch: the questions.
+            batch: the questions of this process; none if it has fewer parts than there are processes.
             step: number of the update, 0 for the first; sets learning rate and random numbers.
 
         Returns:
@@ -164,67 +169,91 @@ class Learner:
         Raises:
             ConfigError: the gradient is not finite; nothing was changed.
         """
-        torch.manual_seed(step_seed(self.config.seed, step))
+        batch = batch if batch.parts else self.tokenize(batch)
         self._set_learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._set_training(True)
         teaches = self.config.trains_retriever and step >= self.config.freeze_retriever_steps
-        loss_of_reader, loss_of_retriever, statistics = self._accumulate(batch, teaches=teaches)
-        with self.timer.part("update"):
-            norm = float(nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip_norm))
-            if not math.isfinite(norm):
+        while True:
+            losses, norm = self._gradient(batch, step, teaches=teaches)
+            if math.isfinite(norm):
+                break
+            if self.loss_scale is None or not self.loss_scale.lower():
                 raise ConfigError(
                     f"update {step + 1}: the gradient's length is {norm}, expected a finite number; "
                     "lower learning_rate or retriever_learning_rate"
                 )
+        with self.timer.part("update"):
             self.optimizer.step()
-        self._set_training(False)
+        if self.loss_scale is not None:
+            self.loss_scale.count()
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         return {
             "step": step + 1,
-            "reader_loss": loss_of_reader,
-            "retriever_loss": loss_of_retriever if teaches else None,
+            "retriever_loss": None,
             "reader_learning_rate": rates.get("reader", 0.0),
             "retriever_learning_rate": rates.get("retriever"),
             "gradient_norm": norm,
-            **statistics,
+            **losses,
         }
 
-    def _accumulate(self, batch: Batch, *, teaches: bool) -> tuple[float, float, dict[str, float]]:
-        """Add up the gradients of the batch, `micro_batch_size` questions at a time.
-
-        The weights make the sums the means of the whole batch: over target tokens for the reader, over questions for
-        the retriever (over target tokens with EMDR2 by token).
+    def _gradient(self, batch: Batch, step: int, *, teaches: bool) -> tuple[dict[str, float], float]:
+        """The clipped gradient of all processes' questions.
 
         Returns:
-            The batch's two losses and its attention statistics.
+            Losses and attention statistics of the whole batch, and the gradient's length before clipping.
         """
-        num_tokens = int((self.reader.tokenize_targets(batch.targets, batch.questions) >= 0).sum())
-        reader_total, retriever_total = 0.0, 0.0
-        statistics: dict[str, float] = {}
-        for part in batch.split(self.config.micro_batch_size):
-            label_BT = self.reader.tokenize_targets(part.targets, part.questions)
-            share_of_tokens = int((label_BT >= 0).sum()) / num_tokens
-            is_by_token = self.config.objective == "emdr2" and self.config.emdr2_level == "token"
-            share = share_of_tokens if is_by_token else len(part.questions) / len(batch.questions)
+        torch.manual_seed(step_seed(self.config.seed, step, self.world.rank))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._set_training(True)
+        losses = self.world.sum(self._accumulate(batch, teaches=teaches))
+        learning = [*self._reader_models, *(self._encoder_models if teaches else [])]
+        with self.timer.part("exchange"):
+            self.parallel.add_up(learning, self.weights)
+        self._set_training(False)
+        with self.timer.part("update"):
+            if self.loss_scale is not None:
+                self.loss_scale.take_off(self.weights.values())
+            norm = whole(nn.utils.clip_grad_norm_(self.weights.values(), self.config.clip_norm))
+        return losses, float(norm)
+
+    def _accumulate(self, batch: Batch, *, teaches: bool) -> dict[str, float]:
+        """Add up the gradients of this process' questions, `micro_batch_size` at a time.
+
+        The weights make the sums over parts and processes the means of the whole batch: over target tokens for the
+        reader, over questions for the retriever (over target tokens with EMDR2 by token).
+
+        Returns:
+            This process' share of the two losses and of the attention statistics.
+        """
+        own = {"tokens": sum(tokens.num_targets for _, tokens in batch.parts), "questions": len(batch)}
+        whole_batch = self.world.sum(own)
+        is_by_token = self.config.objective == "emdr2" and self.config.emdr2_level == "token"
+        factor = self.parallel.loss_factor * (1.0 if self.loss_scale is None else self.loss_scale.value)
+        sums: dict[str, float] = {}
+
+        def add(name: str, value: float) -> None:
+            sums[name] = sums.get(name, 0.0) + value
+
+        for part, tokens in batch.parts:
+            share_of_tokens = tokens.num_targets / whole_batch["tokens"]
+            share = share_of_tokens if is_by_token else len(part) / whole_batch["questions"]
             with self.precision():
-                loss, signal = self._read(part, label_BT, teaches=teaches)
+                loss, signal = self._read(part, tokens, teaches=teaches)
             loss = loss * share_of_tokens
-            reader_total += loss.item()
+            add("reader_loss", loss.item())
             if signal is not None:
-                distillation = self._distil(part, signal) * share
-                retriever_total += distillation.item()
+                distillation = self._distil(part, tokens, signal) * share
+                add("retriever_loss", distillation.item())
                 loss = loss + distillation
                 for name, value in signal.correlations.items():
-                    statistics[name] = statistics.get(name, 0.0) + share * value
+                    add(name, share * value)
             with self.timer.part("backward"):
-                loss.backward()
-        return reader_total, retriever_total, statistics
+                (loss * factor).backward()
+        return sums
 
-    def _read(self, batch: Batch, label_BT: Tensor, *, teaches: bool) -> tuple[Tensor, Signal | None]:
+    def _read(self, batch: Batch, tokens: Tokens, *, teaches: bool) -> tuple[Tensor, Signal | None]:
         """Reader loss over the first K passages, and the reader's signal on all R for the retriever (no gradient)."""
-        inputs = self.reader.tokenize_inputs(batch.questions, batch.passages)
-        first = [of_question[: self.config.num_passages] for of_question in inputs]
+        label_BT = tokens.labels
+        first = [of_question[: self.config.num_passages] for of_question in tokens.inputs]
         with torch.set_grad_enabled(not self.config.freeze_reader):
             with self.timer.part("encode"):
                 encoded = self.reader.encode(first)
@@ -233,7 +262,7 @@ class Learner:
         if not teaches:
             return loss, None
         with self.timer.part("score"), torch.no_grad():
-            rest = [of_question[self.config.num_passages :] for of_question in inputs]
+            rest = [of_question[self.config.num_passages :] for of_question in tokens.inputs]
             if self.config.score_pass == "eval":
                 self.reader.eval()
                 encoded = self.reader.encode(first)
@@ -243,21 +272,22 @@ class Learner:
             self.reader.train(not self.config.freeze_reader)
         return loss, signal
 
-    def _distil(self, batch: Batch, signal: Signal) -> Tensor:
+    def _distil(self, batch: Batch, tokens: Tokens, signal: Signal) -> Tensor:
         """The retriever's loss, with gradient into the encoders that learn."""
         assert self.question_encoder is not None
         with self.timer.part("retriever_forward"), self.precision():
-            question_BD = encode_questions(self.question_encoder, batch.questions)
+            question_BD = encode(self.question_encoder, tokens.questions)
             if self.passage_encoder is None:
                 passage_BRD = batch.vectors
                 assert passage_BRD is not None
             else:
-                passage_BRD = encode_passages(self.passage_encoder, batch.passages)
+                passage_BRD = encode(self.passage_encoder, tokens.passages).unflatten(0, (len(batch), -1))
         return retriever_loss(retriever_scores(question_BD.float(), passage_BRD.float()), signal, self.config)
 
     def precision(self) -> torch.autocast:
         """Number format of matrix products inside."""
-        return torch.autocast(self.reader.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        is_low = self.dtype != torch.float32
+        return torch.autocast(self.reader.device.type, dtype=self.dtype if is_low else torch.bfloat16, enabled=is_low)
 
     def _set_training(self, is_training: bool) -> None:
         learning = [self.question_encoder, self.passage_encoder] if self.config.trains_retriever else []
@@ -278,22 +308,21 @@ class Learner:
             group["lr"] = group["highest"] * factor
 
 
-def encode_questions(encoder: Encoder, questions: Sequence[str]) -> Tensor:
-    """Question vectors `[B, D]`, with gradient where it is on."""
-    texts = [encoder.config.format_question(question) for question in questions]
-    return encoder(*encoder.pad(encoder.tokenize(texts, encoder.config.max_question_tokens)))
+def encode(encoder: Encoder, tokens: Sequence[np.ndarray]) -> Tensor:
+    """Vectors `[N, D]` of N texts, with gradient where it is on."""
+    return encoder(*encoder.pad(tokens))
 
 
-def encode_passages(encoder: Encoder, passages: Sequence[Sequence[PassageText]]) -> Tensor:
-    """Passage vectors `[B, R, D]`, with gradient where it is on; every question has R passages."""
-    texts = passage_texts(encoder, [passage for of_question in passages for passage in of_question])
-    vector_ND = encoder(*encoder.pad(encoder.tokenize(texts, encoder.config.max_passage_tokens)))
-    return vector_ND.unflatten(0, (len(passages), len(passages[0])))
+def keep_few_states(model: Any) -> None:
+    """Compute the states of a model's layers again in the backward pass.
 
-
-def passage_texts(encoder: Encoder, passages: Sequence[PassageText]) -> list[str]:
-    """What the passage encoder is given."""
-    return [encoder.config.format_passage(passage.title, passage.section, passage.text) for passage in passages]
+    Raises:
+        ConfigError: this kind of model cannot do it.
+    """
+    if not model.supports_gradient_checkpointing:
+        kind = model.config.model_type
+        raise ConfigError(f"gradient_checkpointing: expected false, which is all that {kind} can, found true")
+    model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def set_dropout(module: nn.Module, rate: float) -> None:
@@ -305,6 +334,6 @@ def set_dropout(module: nn.Module, rate: float) -> None:
             layer.dropout = rate
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of the random numbers of one update, so that no generator state has to be kept."""
-    return (seed * 1_000_003 + step) % 2**63
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of the random numbers of one update in one process, so that no generator state has to be kept."""
+    return (seed * 1_000_003 + step + rank * 2**40) % 2**63

@@ -1,7 +1,6 @@
 """The training loop: choose questions, retrieve with the current encoders, update, log, checkpoint, refresh the index.
 
-Retrieval of the next update is not started during the present one: while the question encoder learns, its result
-would be that of an older encoder.
+Every process of a run goes through it in step: a request to stop that one of them hears is one to all.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from ralm import tracking
 from ralm.errors import ConfigError
 from ralm.log import progress
-from ralm.retrieval import PassageRetriever, Rerank
+from ralm.training.batches import Batches
 from ralm.training.config import TrainingConfig
 from ralm.training.examples import TrainingSet
-from ralm.training.learner import Batch, Learner
+from ralm.training.learner import Learner
 from ralm.training.refresh import IndexRefresher, result_overlap
 from ralm.training.refresh_schedule import parse_refresh_schedule, refresh_is_due
 from ralm.training.state import Progress, load_checkpoint, save_checkpoint
@@ -59,6 +56,8 @@ def train_model(
 ) -> TrainingResult:
     """Train until `config.num_steps` updates are done, from the newest checkpoint where there is one.
 
+    Every process of the run has to call it; the result is the same in all of them.
+
     Args:
         learner: the models; changed in place.
         examples: what is learnt.
@@ -72,22 +71,31 @@ def train_model(
         KeyboardInterrupt: SIGTERM or SIGINT came; a checkpoint was written.
     """
     _check_size(refresher, config)
-    done = load_checkpoint(checkpoints, weights=learner.weights, optimizer=learner.optimizer)
+    world = learner.world
+    done = load_checkpoint(checkpoints, weights=learner.weights, optimizer=learner.optimizer, world=world)
     start, log, evaluations = done.step, list(done.log), list(done.evaluations)
     if start:
         logger.info("train: going on after update %d of %d", start, config.num_steps)
     if refresher is not None:
         refresher.reopen(done.index_step)
+    if learner.loss_scale is not None and done.loss_scale is not None:
+        learner.loss_scale.value, learner.loss_scale.num_clean = done.loss_scale
 
     saved = done
 
     def save(step: int) -> None:
         nonlocal saved
-        index_step = refresher.step if refresher is not None else 0
-        state = Progress(step, list(log), list(evaluations), index_step)
+        scale = learner.loss_scale
+        state = Progress(
+            step=step,
+            log=list(log),
+            evaluations=list(evaluations),
+            index_step=refresher.step if refresher is not None else 0,
+            loss_scale=None if scale is None else (scale.value, scale.num_clean),
+        )
         if state == saved:
             return
-        needed = save_checkpoint(checkpoints, state, weights=learner.weights, optimizer=learner.optimizer)
+        needed = save_checkpoint(checkpoints, state, weights=learner.weights, optimizer=learner.optimizer, world=world)
         if refresher is not None:
             refresher.keep_only(needed)
         saved = state
@@ -98,27 +106,42 @@ def train_model(
         raise KeyboardInterrupt
 
     due = parse_refresh_schedule(config.refresh_schedule)
-    with deferred_stop() as stop, progress(total=config.num_steps, what="train", unit="updates") as bar:
+
+    def renews(step: int) -> bool:
+        is_newer = step > config.freeze_retriever_steps  # until then the encoder is the index's own
+        return refresher is not None and is_newer and refresher.step != step and refresh_is_due(due, step)
+
+    def evaluates(step: int) -> bool:
+        is_asked = bool(evaluations) and evaluations[-1]["step"] == step
+        return evaluate is not None and step > 0 and step % config.evaluate_every_steps == 0 and not is_asked
+
+    batches = Batches(learner, examples, refresher, config)
+    total = progress(total=config.num_steps, what="train", unit="updates")
+    with deferred_stop() as stop, batches, total as bar:
         bar.update(start)
         for step in range(start, config.num_steps + 1):
-            is_asked = bool(evaluations) and evaluations[-1]["step"] == step
-            if evaluate is not None and step and step % config.evaluate_every_steps == 0 and not is_asked:
+            if evaluate is not None and evaluates(step):
                 save(step)  # a pod that is evicted while this goes on loses nothing else
-                evaluations.append({"step": step, **evaluate(learner, refresher)})
+                batches.settle()
+                with learner.parallel.together():
+                    evaluations.append({"step": step, **evaluate(learner, refresher)})
                 report({f"dev_{name}": value for name, value in evaluations[-1].items()} | {"step": step})
-            if stop.is_set():
+            if world.any(stop.is_set()):
                 end_early(step)
             if step == config.num_steps:
                 break
             overlap = None
-            is_newer = step > config.freeze_retriever_steps  # until then the encoder is the index's own
-            if refresher is not None and is_newer and refresher.step != step and refresh_is_due(due, step):
+            if refresher is not None and renews(step):
                 save(step)
-                overlap = renew_index(learner, step, refresher, examples=examples, config=config, stop=stop)
+                with learner.parallel.together():
+                    overlap = renew_index(learner, step, refresher, batches=batches, config=config, stop=stop)
                 if overlap is None:
                     end_early(step)
-            batch = make_batch(learner, step, refresher=refresher, examples=examples, config=config)
-            row = {**learner.update(batch, step), "index_overlap": overlap}
+            with learner.parallel.together():
+                batch = batches.take(step)
+                if step + 1 < config.num_steps and not renews(step + 1):
+                    batches.start(step + 1)
+                row = {**learner.update(batch, step), "index_overlap": overlap}
             log.append(row)
             report(row)
             bar.update(1, note=f"reader loss {row['reader_loss']:.3f}")
@@ -137,40 +160,12 @@ def _check_size(refresher: IndexRefresher | None, config: TrainingConfig) -> Non
         )
 
 
-def make_batch(
-    learner: Learner, step: int, *, refresher: IndexRefresher | None, examples: TrainingSet, config: TrainingConfig
-) -> Batch:
-    """Choose the questions of an update and find their passages with the question encoder as it is now."""
-    chosen = examples.batch(step, config.batch_size)
-    questions, targets = [example.question for example in chosen], [example.target for example in chosen]
-    if refresher is None:
-        given = [list(example.passages[: config.num_passages]) for example in chosen]
-        return Batch(questions, targets, given if config.file_passages else [[] for _ in questions], None)
-    with learner.timer.part("search"):
-        question_BD = learner.embed_questions(questions).float().cpu().numpy()
-        found = make_retriever(learner, refresher, config).find(
-            question_BD, config.num_scored, [example.source_id for example in chosen]
-        )
-        vector_BRD = None
-        if config.mode == "query_side":
-            vector_BRD = torch.from_numpy(refresher.index.vectors(found.rows)).to(learner.reader.device)
-    return Batch(questions, targets, found.passages, vector_BRD)
-
-
-def make_retriever(learner: Learner, refresher: IndexRefresher, config: TrainingConfig) -> PassageRetriever:
-    """Search in the index in use, scored again by the passage encoder as it is now where that is wanted."""
-    rerank = Rerank(config.num_reranked, learner.embed_passages) if config.num_reranked else None
-    return PassageRetriever(
-        refresher.index, refresher.passages, overretrieve_ratio=config.overretrieve_ratio, rerank=rerank
-    )
-
-
 def renew_index(
     learner: Learner,
     step: int,
     refresher: IndexRefresher,
     *,
-    examples: TrainingSet,
+    batches: Batches,
     config: TrainingConfig,
     stop: threading.Event,
 ) -> float | None:
@@ -182,14 +177,15 @@ def renew_index(
     """
     with learner.timer.part("refresh"):
         coming = range(step, step + -(-OVERLAP_QUESTIONS // config.batch_size))
-        questions = [example.question for at in coming for example in examples.batch(at, config.batch_size)]
+        questions = [question for at in coming for question in batches.questions(at)]
         question_BD = learner.embed_questions(questions).float().cpu().numpy()
-        ids_N = refresher.index.passage_ids
-        _, before_BR = refresher.index.search(question_BD, config.num_scored)
+        before = refresher.index.search(question_BD, config.num_scored)
         if not refresher.refresh(step, embed=learner.embed_passages, is_stopped=stop.is_set):
             return None
-        _, after_BR = refresher.index.search(question_BD, config.num_scored)
-    overlap = result_overlap(ids_N[before_BR], ids_N[after_BR])
+        after = refresher.index.search(question_BD, config.num_scored)
+    shared = result_overlap(before.passage_ids, after.passage_ids) * len(questions) if questions else 0.0
+    found = learner.world.sum({"shared": shared, "questions": len(questions)})
+    overlap = found["shared"] / found["questions"]
     logger.info("train: index renewed before update %d; %.0f %% of its results are as before", step + 1, 100 * overlap)
     return overlap
 

@@ -1,5 +1,8 @@
 """The index made anew during training: all passages embedded by the passage encoder as it is now, then swapped whole.
 
+Each process embeds its own rows, all into one file; the first one makes the index of it when the last row is there. A
+process that dies leaves the index before, of which nothing was touched.
+
 Shapes: `N` passages, `B` questions, `K` passages per question, `D` embedding size.
 """
 
@@ -15,6 +18,7 @@ from ralm.corpus.lookup import Passage, PassageLookup
 from ralm.index.matrix import create_array
 from ralm.index.search import Index, open_index
 from ralm.log import progress
+from ralm.training.state import check_shared
 
 BLOCK_PASSAGES = 1024
 """A request to stop is heard between blocks."""
@@ -25,7 +29,7 @@ EmbedPassages = Callable[[Sequence[Passage], progress], np.ndarray]
 
 
 class IndexRefresher:
-    """The index of a run as it is now, and the way to renew it.
+    """The index of a run as it is now, and the way to renew it. Every process has to make the same calls.
 
     Until a new index is whole the one before is in use; its files stay until no checkpoint needs them. Each index has a
     folder of its own, named after the update before which it was made.
@@ -33,7 +37,7 @@ class IndexRefresher:
     Args:
         index: what the run starts with.
         passages: its corpus.
-        folder: where this run's indices are kept, beside its checkpoints.
+        folder: where this run's indices are kept, beside its checkpoints; all processes have to see it.
     """
 
     def __init__(self, index: Index, passages: PassageLookup, folder: Path) -> None:
@@ -56,17 +60,30 @@ class IndexRefresher:
 
         Raises:
             ArtifactError: a vector holds values that are not finite: the training went wrong.
+            ConfigError: the processes do not see the same folder.
         """
-        folder = self._folder_of(step)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        world, folder = self.index.world, self._folder_of(step)
         work = folder.with_name(f".{folder.name}.npy")
+        shape = (self.index.num_passages, self.index.dimension)
         try:
-            vector_ND = self._embed_all(work, embed, is_stopped)
-            if vector_ND is None:
+            if world.is_first:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                create_array(work, "<f4", shape)
+            world.barrier()
+            check_shared(work, world)
+            vector_ND = np.load(work, mmap_mode="r+")
+            is_whole = self._embed_own(vector_ND, embed, is_stopped)
+            if not world.all(is_whole):
                 return False
-            self.index, self.step = self.index.with_vectors(vector_ND, folder), step
+            if world.is_first:
+                self.index = self.index.with_vectors(vector_ND, folder)
+            world.barrier()
+            if not world.is_first:
+                self.index = self._open(step)
+            self.step = step
         finally:
-            remove(work)
+            if world.is_first:
+                remove(work)
         return True
 
     def reopen(self, step: int) -> None:
@@ -79,10 +96,12 @@ class IndexRefresher:
             ArtifactError: its files are not there.
         """
         if step != self.step:
-            self.index, self.step = open_index(str(self._folder_of(step)), passage_encoder=""), step
+            self.index, self.step = self._open(step), step
 
     def keep_only(self, steps: set[int]) -> None:
         """Remove the files of all indices but those of these updates and the one in use."""
+        if not self.index.world.is_first:
+            return
         names = {self._folder_of(step).name for step in steps | {self.step}}
         for path in self._folder.glob(PREFIX + "*"):
             if path.name not in names:
@@ -91,18 +110,20 @@ class IndexRefresher:
     def _folder_of(self, step: int) -> Path:
         return self._folder / f"{PREFIX}{step:08d}"
 
-    def _embed_all(self, path: Path, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> np.ndarray | None:
-        """Vectors of all passages in a memory-mapped file; None if stopped."""
-        ids_N = self.index.passage_ids
-        shape = (len(ids_N), self.index.dimension)
-        vector_ND = create_array(path, "<f4", shape)
+    def _open(self, step: int) -> Index:
+        return open_index(str(self._folder_of(step)), passage_encoder="", world=self.index.world)
+
+    def _embed_own(self, vector_ND: np.ndarray, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> bool:
+        """Write the vectors of this process' rows; False if stopped."""
+        ids_N, first = self.index.passage_ids, self.index.rows.start
         with progress(total=len(ids_N), what="refresh the index", unit="passages") as bar:
             for start in range(0, len(ids_N), BLOCK_PASSAGES):
                 if is_stopped():
-                    return None
-                block = slice(start, start + BLOCK_PASSAGES)
-                vector_ND[block] = embed(self.passages.get(ids_N[block]), bar)
-        return vector_ND
+                    return False
+                part_N = ids_N[start : start + BLOCK_PASSAGES]
+                vector_ND[first + start : first + start + len(part_N)] = embed(self.passages.get(part_N), bar)
+        vector_ND.flush()  # type: ignore[attr-defined]  # mapped
+        return True
 
 
 def result_overlap(first_BK: np.ndarray, second_BK: np.ndarray) -> float:

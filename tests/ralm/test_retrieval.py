@@ -26,7 +26,7 @@ def questions(index: Index) -> np.ndarray:
 
 def test_without_exclusions_it_is_the_search(index: Index, toy_passages: str, questions: np.ndarray) -> None:
     found = PassageRetriever(index, PassageLookup(toy_passages)).find(questions, 4)
-    score_BK, row_BK = index.search(questions, 4)
+    score_BK, row_BK, _ = index.search(questions, 4)
     np.testing.assert_array_equal(found.rows, row_BK)
     np.testing.assert_array_equal(found.scores, score_BK)
     assert [[passage.passage_id for passage in of_one] for of_one in found.passages] == found.passage_ids.tolist()

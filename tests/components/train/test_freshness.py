@@ -26,6 +26,7 @@ from ralm.artifacts.store import Contents, produce
 from ralm.artifacts.tables import read_table, write_table
 from ralm.errors import ConfigError
 from ralm.model import open_model
+from ralm.training.batches import Batches
 from ralm.training.learner import Learner
 from tests.conftest import toy_questions
 
@@ -211,11 +212,11 @@ def test_rerank_trains_on_the_best_by_the_encoder_of_now(
     inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    make_batch = ralm.training.loop.make_batch
+    take = Batches.take
 
-    def watch(learner: Learner, step: int, **rest: Any) -> Any:
-        batch = make_batch(learner, step, **rest)
-        refresher = rest["refresher"]
+    def watch(self: Batches, step: int) -> Any:
+        batch = take(self, step)
+        learner, refresher = self._learner, self._refresher
         question_BD = learner.embed_questions(batch.questions).numpy()
         score_BN = question_BD @ learner.embed_passages(refresher.passages.get(refresher.index.passage_ids)).T
         for scores, passages in zip(score_BN, batch.passages, strict=True):
@@ -223,7 +224,7 @@ def test_rerank_trains_on_the_best_by_the_encoder_of_now(
             seen.append([passage.passage_id for passage in passages] == best.tolist())
         return batch
 
-    monkeypatch.setattr(ralm.training.loop, "make_batch", watch)
+    monkeypatch.setattr(Batches, "take", watch)
     run(inputs, tmp_path / "trained", num_reranked=30, num_steps=4, retriever_learning_rate=0.02)
     assert len(seen) == 16
     assert all(seen)

@@ -40,8 +40,8 @@ def test_evaluation_on_the_way_reranks_as_training_does(
     seen: list[tuple[list[int], list[int], list[int]]] = []
     original = ralm.training.evaluation._source
 
-    def watch(learner: Learner, refresher: Any, *rest: Any) -> Any:
-        source = original(learner, refresher, *rest)
+    def watch(learner: Learner, searcher: Any, *rest: Any) -> Any:
+        source, refresher = original(learner, searcher, *rest), searcher.retriever
         ids_N = refresher.index.passage_ids
         vector_ND = learner.embed_passages(refresher.passages.get(ids_N))
         for row in toy_questions("dev"):

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import ralm.training.loop
 from components.train.config import TrainConfig
 from components.train.stage import LOG, train
 from ralm.artifacts.files import ralm_home
@@ -87,13 +87,13 @@ def test_query_side_never_loads_a_second_encoder(
     inputs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Learner] = []
-    original = ralm.training.loop.make_batch
+    update = Learner.update
 
-    def remember(learner: Learner, *args: object, **kwargs: object) -> object:
-        seen.append(learner)
-        return original(learner, *args, **kwargs)
+    def remember(self: Learner, *args: Any) -> Any:
+        seen.append(self)
+        return update(self, *args)
 
-    monkeypatch.setattr(ralm.training.loop, "make_batch", remember)
+    monkeypatch.setattr(Learner, "update", remember)
     train(**inputs, trained=str(tmp_path / "trained"), config=dataclasses.replace(CONFIG, num_steps=1))
     assert seen[0].passage_encoder is None
     assert {name.partition(".")[0] for name in seen[0].weights} == {"reader", "question"}

@@ -87,7 +87,7 @@ def test_a_filled_index_is_written_and_the_vectors_are_not_loaded(tmp_path: Path
     assert written.ntotal == 4000
     assert (tmp_path / FAISS_FILE).stat().st_size < 4000 * 8 + 256 * 32 * 4 + 1024
     assert isinstance(matrix_ND, np.memmap)
-    assert searcher._matrix_ND is matrix_ND
+    assert np.shares_memory(searcher._matrix_ND, matrix_ND)
 
 
 def test_an_unreachable_target_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,8 +16,9 @@ from ralm.errors import ConfigError
 from ralm.model import open_model
 from ralm.reader.fusion import FusionReader
 from ralm.retriever.encoder import Encoder
+from ralm.training.batch import Batch, passage_tokens
 from ralm.training.config import TrainingConfig
-from ralm.training.learner import Batch, Learner, encode_passages
+from ralm.training.learner import Learner, encode
 
 CONFIG = TrainingConfig(mode="joint", num_passages=2, num_retrieved=3, dropout=0.0, precision="fp32")
 BATCH = Batch(
@@ -72,7 +73,8 @@ def test_options_do_not_change_the_update(tiny_model: str, change: dict[str, obj
 def test_query_side_loss_equals_the_joint_one_before_any_update(tiny_model: str) -> None:
     joint = make_learner(tiny_model, CONFIG)
     with torch.no_grad():
-        vectors = encode_passages(joint.passage_encoder.eval(), BATCH.passages)
+        encoder = joint.passage_encoder.eval()
+        vectors = encode(encoder, passage_tokens(encoder, BATCH.passages)).unflatten(0, (2, 3))
     query_side = make_learner(tiny_model, dataclasses.replace(CONFIG, mode="query_side"))
     first = joint.update(BATCH, 0)
     second = query_side.update(dataclasses.replace(BATCH, vectors=vectors), 0)

@@ -21,8 +21,9 @@ from ralm.reader.config import ReaderConfig
 from ralm.reader.fusion import FusionReader
 from ralm.retriever.config import RetrieverConfig
 from ralm.retriever.encoder import Encoder
+from ralm.training.batch import Batch, passage_tokens
 from ralm.training.config import TrainingConfig
-from ralm.training.learner import Batch, Learner, encode_passages
+from ralm.training.learner import Learner, encode
 
 RECORDED = Path(__file__).resolve().parents[2] / "data" / "recorded_losses_toy.json"
 TEXT = "question : title context who built a castle the old king red queen by sea"
@@ -70,7 +71,8 @@ def test_losses_are_the_recorded_ones(tmp_path: Path) -> None:
     for mode in ("joint", "query_side", "reader_only"):
         learner = make_learner(tmp_path, dataclasses.replace(CONFIG, mode=mode))
         with torch.no_grad():
-            vectors = encode_passages(learner.question_encoder, PASSAGES)
+            encoder = learner.question_encoder
+            vectors = encode(encoder, passage_tokens(encoder, PASSAGES)).unflatten(0, (2, 3))
         rows = [learner.update(dataclasses.replace(BATCH, vectors=vectors), step) for step in range(4)]
         found[mode] = {name: [row[name] for row in rows] for name in ("reader_loss", "retriever_loss")}
     if os.environ.get("RALM_RECORD_LOSSES"):
