@@ -37,7 +37,7 @@ def measure(folder: Path, seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
     download(source=recipe.sources.model, model=places["model"], config=recipe.download)
     embed(passages=places["passages"], model=places["model"], embeddings=places["embeddings"], config=recipe.embed)
     index(embeddings=places["embeddings"], index=places["index"], config=recipe.index)
-    corpus = {name: places[name] for name in ("passages", "index", "questions")}
+    corpus: dict[str, Any] = {name: places[name] for name in ("passages", "index", "questions")}
     closed_test = dataclasses.replace(recipe.evaluate, closed_book=True)
     closed_train = dataclasses.replace(recipe.train, mode="reader_only", closed_book=True)
 

@@ -34,6 +34,10 @@ class Recipe:
     sources: Sources
     num_shards: int = 1
     """Tasks that share the encoding of the passages."""
+    num_processes: int = 1
+    """Processes of the training on each node, one for each GPU."""
+    nodes: int = 1
+    """Machines that the training takes; several become a TrainJob of the cluster."""
     download: DownloadConfig = field(default_factory=DownloadConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     index: IndexConfig = field(default_factory=IndexConfig)

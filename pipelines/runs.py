@@ -33,6 +33,8 @@ INPUTS: Final[dict[str, Input]] = {
     "retriever": Input(str, "source of the retriever, such as hf://facebook/contriever"),
     "reader": Input(str, "source of the reader, such as hf://google/t5-base-lm-adapt"),
     "num_shards": Input(int, "tasks that share the encoding of the passages"),
+    "num_processes": Input(int, "processes of the training on each node, one for each GPU"),
+    "nodes": Input(int, "machines that the training takes"),
     "num_passages": Input(int, "passages per question, in training and evaluation"),
     "num_steps": Input(int, "training steps"),
     "learning_rate": Input(float, "of the reader"),

@@ -61,6 +61,8 @@ def _train_and_evaluate(plan: PipelineTask, parent: PipelineChannel) -> None:
         index=first_index,
         model=start_model,
         questions=questions,
+        num_processes=config["num_processes"],
+        nodes=config["nodes"],
         config=config["train"],
         parent_run_id=parent,
     )
@@ -97,6 +99,8 @@ def train_and_evaluate(
     retriever: str = "",
     reader: str = "",
     num_shards: int = 0,
+    num_processes: int = 0,
+    nodes: int = 0,
     num_passages: int = 0,
     num_steps: int = 0,
     learning_rate: float = 0.0,
@@ -113,6 +117,8 @@ def train_and_evaluate(
         retriever: source of the retriever, such as hf://facebook/contriever; empty: as in the recipe.
         reader: source of the reader, such as hf://google/t5-base-lm-adapt; empty: as in the recipe.
         num_shards: tasks that share the encoding of the passages; 0: as in the recipe.
+        num_processes: processes of the training on each node, one for each GPU; 0: as in the recipe.
+        nodes: machines that the training takes, as a TrainJob of the cluster where several; 0: as in the recipe.
         num_passages: passages per question, in training and evaluation; 0: as in the recipe.
         num_steps: training steps; 0: as in the recipe.
         learning_rate: of the reader; 0: as in the recipe.
@@ -133,6 +139,8 @@ def train_and_evaluate(
             retriever=retriever,
             reader=reader,
             num_shards=num_shards,
+            num_processes=num_processes,
+            nodes=nodes,
             num_passages=num_passages,
             num_steps=num_steps,
             learning_rate=learning_rate,

@@ -56,8 +56,9 @@ def run_workers(module: str, job: Mapping[str, Any], *, num_processes: int, node
         monitor_interval=0.5,
         logs_specs=DefaultLogsSpecs(),
     )
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # their tables of tracebacks; the error below says it
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed."):  # its tables of failures; the error below says it
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     logger.info("starting %d worker processes on this node of %d", num_processes, nodes)
     try:
         elastic_launch(settings, sys.executable)("-m", module, json.dumps(job))

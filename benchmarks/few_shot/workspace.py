@@ -60,7 +60,12 @@ class Workspace:
 
     def train(self, name: str, *, model: str, index: str, config: TrainConfig) -> tuple[str, dict[str, Any]]:
         """A trained model, and its timings with `s_per_step` (loading of the models included)."""
-        inputs = {"passages": self.passages, "questions": self.questions, "index": index, "model": model}
+        inputs: dict[str, Any] = {
+            "passages": self.passages,
+            "questions": self.questions,
+            "index": index,
+            "model": model,
+        }
         manifest = train(**inputs, trained=self.place(name), config=config)
         times = dict(read_json(f"{self.place(name)}/timings.json"))
         return self.place(name), times | {"s_per_step": times["elapsed_s"] / manifest.counts["steps"]}

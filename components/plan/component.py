@@ -17,6 +17,8 @@ def plan_op(
     retriever: str = "",
     reader: str = "",
     num_shards: int = 0,
+    num_processes: int = 0,
+    nodes: int = 0,
     num_passages: int = 0,
     num_steps: int = 0,
     learning_rate: float = 0.0,
@@ -27,6 +29,8 @@ def plan_op(
     [
         ("Output", List[int]),  # noqa: UP006
         ("num_shards", int),
+        ("num_processes", int),
+        ("nodes", int),
         ("passages", str),
         ("questions", str),
         ("model", str),
@@ -45,7 +49,8 @@ def plan_op(
     from components.plan.stage import Changes, plan
 
     sources = {"passages": passages, "questions": questions, "model": model, "retriever": retriever, "reader": reader}
-    sizes = {"num_shards": num_shards, "num_passages": num_passages, "num_steps": num_steps}
+    tasks = {"num_shards": num_shards, "num_processes": num_processes, "nodes": nodes}
+    sizes = {**tasks, "num_passages": num_passages, "num_steps": num_steps}
     given = {**sources, **sizes, "learning_rate": learning_rate, "seed": seed, "settings": settings}
     changes = Changes(**given)  # type: ignore[arg-type]
     return plan(recipes=recipes, recipe=recipe, changes=changes)

@@ -32,6 +32,10 @@ class Changes:
     """Source of a reader, in place of the bundle's."""
     num_shards: int = 0
     """Tasks that share the encoding of the passages."""
+    num_processes: int = 0
+    """Processes of the training on each node."""
+    nodes: int = 0
+    """Machines that the training takes."""
     num_passages: int = 0
     """K, passages per question, in training and evaluation."""
     num_steps: int = 0
@@ -44,7 +48,7 @@ class Changes:
     """JSON object of stage names with settings of that stage: `{"train": {"num_steps": 10}}`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_shards", "num_passages", "num_steps", "learning_rate"):
+        for name in ("num_shards", "num_processes", "nodes", "num_passages", "num_steps", "learning_rate"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected a positive number, found {getattr(self, name)}")
 
@@ -54,6 +58,8 @@ class Plan(NamedTuple):
 
     Output: list[int]
     num_shards: int
+    num_processes: int
+    nodes: int
     passages: str
     questions: str
     model: str
@@ -72,7 +78,7 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
     """Merge a recipe with the changes of one run.
 
     Args:
-        recipes: JSON object with `defaults` (sources, num_shards, and the complete config of every stage) and, by name,
+        recipes: JSON object with `defaults` (sources, numbers of tasks and processes, and the complete config of every stage) and, by name,
             the `recipes`: what each of them sets otherwise.
         recipe: name of the one to take.
         changes: what this run changes in it.
@@ -93,6 +99,8 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
     return Plan(
         Output=list(range(num_shards)),
         num_shards=num_shards,
+        num_processes=changes.num_processes or int(chosen["num_processes"]),
+        nodes=changes.nodes or int(chosen["nodes"]),
         **sources,
         **{stage: json.dumps(config, sort_keys=True) for stage, config in stages.items()},
     )

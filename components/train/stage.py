@@ -144,14 +144,13 @@ def _check(model: Location, questions: Location, passages: Location, index: Loca
 
 def _launch(run: Run, arguments: dict[str, Location], trained: Location, *, num_processes: int, nodes: int) -> Manifest:
     """Have worker processes do it, here or as a job of the cluster, unless it was done before."""
-    manifest = take_finished(trained, "model", run.key)
-    if manifest is not None:
-        return manifest
     if nodes > 1 and "KUBERNETES_SERVICE_HOST" in os.environ and ENDPOINT not in os.environ:
         from components.train.job import train_as_job
 
         config = json.dumps(plain_config(run.config))
         return train_as_job({**arguments, "trained": trained}, config=config, num_processes=num_processes, nodes=nodes)
+    if (manifest := take_finished(trained, "model", run.key)) is not None:
+        return manifest
     if run.device.type == "cuda" and num_processes > count_gpus():
         raise ConfigError(
             f"num_processes: expected at most {count_gpus()}, the GPUs of this node, found {num_processes}"

@@ -19,7 +19,7 @@ from ralm.index.approximate import FAISS_FILE
 from ralm.index.build import finish_index, open_searcher
 from ralm.index.config import IndexSettings
 from ralm.index.matrix import BLOCK_ROWS, MATRIX, check_search, create_matrix, open_matrix, to_float32, to_storage
-from ralm.index.shard import ROW_MULTIPLE, Found, check_split, search_parts
+from ralm.index.shard import Found, check_split, row_multiple, search_parts
 
 PASSAGE_IDS = "passage_ids.parquet"
 REFRESH_VERSION = 1
@@ -49,7 +49,7 @@ class Index:
         check_split(details["kind"], world)
         id_N = read_table(artifact.file(PASSAGE_IDS), "passage_ids/1").column(0).to_numpy()
         self.num_passages = len(id_N)
-        self.rows = world.part(self.num_passages, ROW_MULTIPLE)
+        self.rows = world.part(self.num_passages, row_multiple(details["kind"]))
         self.passage_ids = id_N if world.size == 1 else id_N[self.rows].copy()
         self._matrix_ND = open_matrix(artifact.local(MATRIX), self.num_passages, details["dimension"])
         faiss_file = artifact.local(FAISS_FILE) if artifact.has(FAISS_FILE) else None
@@ -135,7 +135,7 @@ class Index:
         )
         remove(folder)
         work.rename(folder)
-        return Index(open_artifact(str(folder), "index"), self._device)
+        return Index(open_artifact(str(folder), "index"), self._device, self.world)
 
 
 def open_index(

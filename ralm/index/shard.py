@@ -17,12 +17,13 @@ from ralm.distributed import World
 from ralm.errors import ConfigError
 from ralm.index.config import Kind
 
-ROW_MULTIPLE = 32
-"""Ranges of rows start at multiples of this: a fast-scan index packs so many codes into a block."""
+CODES_IN_A_BLOCK = 32
+"""A fast-scan index packs so many codes into a block."""
 SPLIT_KINDS: frozenset[Kind] = frozenset(
     {"flat", "ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan"},
 )
 """Kinds that can be split by rows. A graph (hnsw) cannot: its edges go everywhere."""
+_BY_ID_RANGE = 0  # faiss' InvertedLists::SUBSET_TYPE_ID_RANGE
 _NO_ROW, _NO_ID = -1, np.iinfo(np.int64).max
 
 
@@ -50,12 +51,17 @@ def check_split(kind: Kind, world: World) -> None:
         )
 
 
+def row_multiple(kind: Kind) -> int:
+    """Where a process' range of rows may start: at multiples of this."""
+    return CODES_IN_A_BLOCK if kind == "pq_fast_scan" else 1
+
+
 def part_of_faiss(index: Any, rows: slice, path: Path, kind: Kind) -> tuple[Any, int]:
     """The rows of a filled faiss index as an index of their own, with the same lists and codes.
 
     Args:
         index: the whole one, opened from `path` with its codes mapped.
-        rows: which; they start at a multiple of `ROW_MULTIPLE`.
+        rows: which; they start at a multiple of `row_multiple`.
         path: its file.
         kind: of the index, one of `SPLIT_KINDS`.
 
@@ -63,12 +69,12 @@ def part_of_faiss(index: Any, rows: slice, path: Path, kind: Kind) -> tuple[Any,
         The part, and what is to be taken off its row numbers to count from the first of these rows.
     """
     if kind.startswith("ivf"):
-        part = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
-        lists = faiss.ArrayInvertedLists(part.nlist, part.code_size)
+        part: Any = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+        lists: Any = faiss.ArrayInvertedLists(part.nlist, part.code_size)
         part.replace_invlists(lists, True)
         lists.this.disown()
         part.ntotal = 0
-        index.copy_subset_to(part, faiss.InvertedLists.SUBSET_TYPE_ID_RANGE, rows.start, rows.stop)
+        index.copy_subset_to(part, _BY_ID_RANGE, rows.start, rows.stop)
         return part, rows.start
     count, quantizer = rows.stop - rows.start, index.pq
     if kind == "pq":

@@ -17,8 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from components.train.config import TrainConfig
-from components.train.stage import LOG, train
-from ralm.artifacts.files import ralm_home
+from components.train.stage import LOG
 from ralm.artifacts.store import plain_config
 from ralm.artifacts.tables import read_table
 
@@ -116,3 +115,168 @@ def test_the_same_passages_and_losses_as_one_process(
     ours, theirs = weights(tmp_path / "together" / "trained"), weights(folder / "trained")
     assert ours.keys() == theirs.keys()
     assert max(abs(ours[name] - theirs[name]).max() for name in theirs) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "query_side"},
+        {"mode": "reader_only"},
+        {"mode": "joint", "freeze_reader": True},
+        {"mode": "joint", "objective": "emdr2", "emdr2_level": "token", "freeze_retriever_steps": 2},
+        {"mode": "joint", "gradient_checkpointing": True, "score_pass": "eval", "attention_statistics": True},
+        {"mode": "joint", "num_reranked": 6, "refresh_schedule": "3", "evaluate_every_steps": 2},
+        {"mode": "query_side", "retrieve_ahead": True, "batch_size": 2},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_every_way_to_train_with_split_weights(inputs: dict[str, str], tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, num_steps=5, max_evaluate_questions=5, **changes)
+    alone = run(inputs, tmp_path / "alone", config, 1)
+    together = run(inputs, tmp_path / "together", dataclasses.replace(config, sharding="gradients"), 3)
+    assert_same_losses(together, alone)
+    assert [row["index_overlap"] for row in together] == pytest.approx([row["index_overlap"] for row in alone])
+    assert retrieved(tmp_path / "together", 3) == retrieved(tmp_path / "alone", 1)
+    found, expected = (evaluations(tmp_path / name / "trained") for name in ("together", "alone"))
+    assert len(found) == len(expected) == (2 if config.evaluate_every_steps else 0)
+    for row, other in zip(found, expected, strict=True):
+        assert row == pytest.approx(other, abs=1e-5)
+
+
+def evaluations(trained: Path) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads((trained / "manifest.json").read_text())["details"]["evaluations"]
+    return found
+
+
+def test_a_question_does_not_get_its_own_source_in_any_process(
+    toy_passages: str, toy_index: str, tiny_model: str, task_questions: Any, tmp_path: Path
+) -> None:
+    """How deep a search has to go differs from question to question, and the processes have to go equally deep."""
+    inputs = {
+        "passages": toy_passages,
+        "index": toy_index,
+        "model": tiny_model,
+        "questions": task_questions("section"),
+    }
+    config = dataclasses.replace(CONFIG, num_steps=4, batch_size=5, num_passages=8, num_retrieved=8)
+    alone = run(inputs, tmp_path / "alone", config, 1)
+    assert_same_losses(run(inputs, tmp_path / "together", config, 3), alone)
+    assert retrieved(tmp_path / "together", 3) == retrieved(tmp_path / "alone", 1)
+
+
+def start(inputs: dict[str, str], folder: Path, config: TrainConfig, num_processes: int) -> subprocess.Popen[str]:
+    """The command as a user gives it; it starts its workers itself."""
+    command = [sys.executable, "-m", "components.train", "--trained", str(folder / "trained")]
+    for name, place in inputs.items():
+        command += [f"--{name}", place]
+    command += ["--num-processes", str(num_processes), "--config", json.dumps(plain_config(config))]
+    return subprocess.Popen(
+        command, env=environment(folder / "home"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_checkpoint(home: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while not list(home.glob(f"checkpoints/*/step-{step:08d}")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+
+
+def workers(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The worker processes by rank."""
+    return {
+        int(child.environ()["RANK"]): child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "RANK" in child.environ()
+    }
+
+
+def test_a_killed_worker_is_named_and_the_run_goes_on_from_its_checkpoint(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, num_steps=200, checkpoint_every_steps=5, dropout=0.1, sharding="gradients")
+    (tmp_path / "whole").mkdir()
+    whole = start(inputs, tmp_path / "whole", config, 4)
+    assert whole.wait() == 0, whole.stderr.read() if whole.stderr else ""
+
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    process = start(inputs, folder, config, 4)
+    wait_for_checkpoint(folder / "home", 10, process)
+    killed_at = time.monotonic()
+    workers(process)[2].send_signal(signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - killed_at < 60
+    assert process.returncode == 1
+    assert "ralm: error: process 2 of 4 was killed by SIGKILL" in stderr
+    assert "Traceback" not in stderr
+    assert not (folder / "trained" / "manifest.json").exists()
+    last = sorted((folder / "home").glob("checkpoints/*/step-*"))[-1]
+    assert int(last.name[5:]) < 200
+
+    again = start(inputs, folder, config, 4)
+    _, stderr = again.communicate(timeout=200)
+    assert again.returncode == 0, stderr
+    assert "going on after update" in stderr
+    ours, theirs = weights(folder / "trained"), weights(tmp_path / "whole" / "trained")
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert read_log(folder / "trained") == read_log(tmp_path / "whole" / "trained")
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_processes(inputs: dict[str, str], tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG, num_steps=60, checkpoint_every_steps=2, sharding="gradients", learning_rate=1e-4
+    )
+    process = start(inputs, tmp_path, config, 4)
+    wait_for_checkpoint(tmp_path / "home", 4, process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    second = start(inputs, tmp_path, dataclasses.replace(config, sharding="none"), 2)
+    wait_for_checkpoint(tmp_path / "home", 30, second)
+    second.send_signal(signal.SIGTERM)
+    _, stderr = second.communicate(timeout=60)
+    assert second.returncode == 130, stderr
+    third = start(inputs, tmp_path, config, 1)
+    _, stderr = third.communicate(timeout=200)
+    assert third.returncode == 0, stderr
+    alone = run(inputs, tmp_path / "alone", config, 1)
+    assert_same_losses(read_log(tmp_path / "trained"), alone, 1e-4)
+
+
+def test_a_worker_that_dies_in_a_refresh_leaves_the_index_before(inputs: dict[str, str], tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, num_steps=400, checkpoint_every_steps=1000, refresh_schedule="2")
+    process = start(inputs, tmp_path, config, 3)
+    while not list((tmp_path / "home").glob("checkpoints/*/index-*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers(process)[1].send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    (folder,) = (tmp_path / "home" / "checkpoints").iterdir()
+    newest = json.loads((sorted(folder.glob("step-*"))[-1] / "state.json").read_text())
+    assert newest["index_step"] == 0 or (folder / f"index-{newest['index_step']:08d}" / "manifest.json").exists()
+    assert not list(folder.glob("index-*/.*"))
+    again = start(inputs, tmp_path, config, 3)
+    wait_for_checkpoint(tmp_path / "home", newest["step"] + 6, again)
+    again.send_signal(signal.SIGTERM)
+    _, stderr = again.communicate(timeout=60)
+    assert again.returncode == 130, stderr
+    assert "going on after update" in stderr
+
+
+def test_what_is_there_is_not_trained_again(inputs: dict[str, str], tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, num_steps=2)
+    for _ in range(2):
+        process = start(inputs, tmp_path, config, 2)
+        stdout, stderr = process.communicate(timeout=100)
+        assert process.returncode == 0, stderr
+    assert "reused" in stderr
+    assert "starting" not in stderr
+
+
+def test_bad_input_is_found_before_any_worker_starts(inputs: dict[str, str], tmp_path: Path) -> None:
+    process = start({**inputs, "questions": "nowhere"}, tmp_path, CONFIG, 2)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert stderr.count("ralm: error:") == 1
+    assert "starting" not in stderr

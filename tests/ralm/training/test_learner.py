@@ -35,11 +35,11 @@ BATCH = Batch(
 )
 
 
-def make_learner(model_location: str, config: TrainingConfig) -> Learner:
+def make_learner(model_location: str, config: TrainingConfig, dtype: torch.dtype = torch.float32) -> Learner:
     model, cpu = open_model(model_location), torch.device("cpu")
     reader = FusionReader.load(model.reader_folder, model.reader, device=cpu)
     encoder = Encoder.load(model.passage_encoder_folder, model.retriever, device=cpu, dtype=torch.float32)
-    return Learner(reader, encoder, encoder if config.mode == "joint" else None, config, torch.float32)
+    return Learner(reader, encoder, encoder if config.mode == "joint" else None, config, dtype)
 
 
 @pytest.mark.parametrize("objective", ["pdist", "adist", "loop", "emdr2", "emdr2-token"])
