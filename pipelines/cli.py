@@ -30,6 +30,7 @@ start here:
   search           find the passages for a question
 
 the whole pipeline:
+  plan             say before a run what memory, time, storage and network it needs
   pipeline run     run it on this machine
   pipeline compile write the compiled graphs
 

@@ -8,8 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipelines import quickstart, runs
+from pipelines import capacity, quickstart, runs
 from pipelines.compile import PROFILES, compile_pipeline
+from ralm.capacity.run import Cluster
+from ralm.capacity.work import DEVICES
 from ralm.errors import ConfigError
 
 
@@ -32,6 +34,7 @@ def build_parser() -> Parser:
     _add_search(commands)
     _add_ask(commands)
     _add_quickstart(commands)
+    _add_plan(commands)
     pipeline = commands.add_parser("pipeline", help="compile or run the whole pipeline", allow_abbrev=False)
     _add_pipeline(pipeline.add_subparsers(metavar="compile|run", required=True, parser_class=Parser))
     store = commands.add_parser("store", help="list or clean up what is kept", allow_abbrev=False)
@@ -159,6 +162,40 @@ def _add_quickstart(commands: Any) -> None:
 def run_quickstart(arguments: argparse.Namespace) -> dict[str, Any]:
     """`ralm quickstart`."""
     return quickstart.index_own(arguments.corpus) if arguments.corpus else quickstart.run()
+
+
+def _add_plan(commands: Any) -> None:
+    text = (
+        "Say before a run what it needs of given machines: memory of each device, hours, storage and network. A run "
+        "that cannot be is refused with the reason. Nothing is fetched or computed."
+    )
+    parser = _command(commands, "plan", run_plan, capacity.show_plan, text)
+    parser.add_argument("--recipe", default="quickstart", help="named complete run")
+    parser.add_argument("--passages", type=int, required=True, metavar="N", help="passages of the corpus")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs of all nodes together")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines they are in")
+    parser.add_argument("--memory-gib", type=float, required=True, metavar="G", help="memory of one device, in GiB")
+    parser.add_argument("--device-rate", choices=DEVICES, default="a100", help="whose speed to count with")
+    parser.add_argument(
+        "--passages-per-s", type=float, default=0.0, metavar="R", help="measured speed of embedding, of one device"
+    )
+    parser.add_argument(
+        "--efficiency", type=float, default=0.0, metavar="E", help="part of its peak a device reaches in training"
+    )
+    parser.add_argument("--settings", default="{}", metavar="JSON", help=runs.INPUTS["settings"].help)
+    parser.add_argument("--model", default="", metavar="DIR", help="model artifact to take sizes and lengths from")
+
+
+def run_plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`ralm plan`."""
+    names = [field.name for field in dataclasses.fields(Cluster)]
+    return capacity.make_plan(
+        arguments.recipe,
+        Cluster(**{name: getattr(arguments, name) for name in names}),
+        passages=arguments.passages,
+        settings=arguments.settings,
+        model=arguments.model,
+    )
 
 
 def _add_store(commands: Any) -> None:

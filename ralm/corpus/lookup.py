@@ -42,7 +42,7 @@ COLUMNS = list(Passage.__dataclass_fields__)
 class PassageLookup:
     """The passages of an artifact by their id.
 
-    Ids are held in memory (16 bytes a passage), texts are read by row group and the last 256 groups are kept
+    Ids are held in memory (12 bytes a passage), texts are read by row group and the last 256 groups are kept
     (about a million passages at the default 4,096 rows).
 
     Args:
@@ -57,9 +57,10 @@ class PassageLookup:
         self.location, self.fingerprint = location, artifact.fingerprint
         tables = artifact.tables()
         ids = [read_table(place, "passages/1", ["passage_id"]).column(0).to_numpy() for place, _ in tables]
-        self._ids_N = np.concatenate(ids) if ids else np.empty(0, np.int64)
-        self._order_N = np.argsort(self._ids_N, kind="stable")
-        self._sorted_N = self._ids_N[self._order_N]
+        ids_N = np.concatenate(ids) if ids else np.empty(0, np.int64)
+        order_N = np.argsort(ids_N, kind="stable")
+        self._sorted_N = ids_N[order_N]
+        self._order_N = order_N.astype(np.uint32 if len(ids_N) < 2**32 else np.uint64)
         if (twice := np.flatnonzero(self._sorted_N[1:] == self._sorted_N[:-1])).size:
             raise ArtifactError(f"{location}: passage id {self._sorted_N[twice[0]]} occurs more than once")
         self._files: list[pq.ParquetFile] = [open_parquet(place, "passages/1") for place, _ in tables]
@@ -71,7 +72,7 @@ class PassageLookup:
     @property
     def num_passages(self) -> int:
         """Number of passages in the artifact."""
-        return len(self._ids_N)
+        return len(self._sorted_N)
 
     def get(self, ids: Sequence[int] | np.ndarray) -> list[Passage]:
         """The passages with these ids, in this order.

@@ -12,7 +12,7 @@ from ralm.errors import ArtifactError
 def test_passages_come_in_the_order_asked(toy_passages: str) -> None:
     lookup = PassageLookup(toy_passages)
     assert lookup.num_passages == 30
-    rows = sorted(lookup._ids_N.tolist(), reverse=True)
+    rows = sorted(lookup._sorted_N.tolist(), reverse=True)
     wanted = [rows[3], rows[29], rows[3], rows[0]]
     assert [passage.passage_id for passage in lookup.get(wanted)] == wanted
     first = lookup.get([rows[0]])[0]
@@ -22,8 +22,8 @@ def test_passages_come_in_the_order_asked(toy_passages: str) -> None:
 
 def test_every_id_gives_its_own_text(toy_passages: str) -> None:
     lookup = PassageLookup(toy_passages)
-    passages = lookup.get(lookup._ids_N)
-    assert [passage.passage_id for passage in passages] == lookup._ids_N.tolist()
+    passages = lookup.get(lookup._sorted_N)
+    assert [passage.passage_id for passage in passages] == lookup._sorted_N.tolist()
     assert len({passage.text for passage in passages}) == 30
 
 
