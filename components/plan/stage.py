@@ -78,8 +78,8 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
     """Merge a recipe with the changes of one run.
 
     Args:
-        recipes: JSON object with `defaults` (sources, numbers of tasks and processes, and the complete config of every stage) and, by name,
-            the `recipes`: what each of them sets otherwise.
+        recipes: JSON object with `defaults` (sources, numbers of tasks and processes, the complete config of every
+            stage) and, by name, the `recipes`: what each of them sets otherwise.
         recipe: name of the one to take.
         changes: what this run changes in it.
 
