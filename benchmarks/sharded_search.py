@@ -39,8 +39,8 @@ from torch import Tensor
 
 from ralm.artifacts.files import remove
 from ralm.distributed import World, join_world, leave_world
-from ralm.index.flat import FlatSearcher
-from ralm.index.matrix import BLOCK_ROWS, MATRIX, create_array, create_matrix, open_matrix, to_storage
+from ralm.index.flat import MARGIN, FlatSearcher
+from ralm.index.matrix import BLOCK_ROWS, MATRIX, create_array, create_matrix, open_matrix, rescore, to_storage
 from ralm.index.shard import Found, search_parts
 
 NUM_CENTRES = 4096
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--simulated", type=int, nargs="*", default=[8, 64, 512], help="numbers of processes to merge for"
     )
-    parser.add_argument("--asked", type=int, nargs="*", default=[1, 64], help="questions of one process in these")
+    parser.add_argument("--asked", type=int, nargs="*", default=[1, 8, 64], help="questions of one process in these")
     given = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = make_matrix(given.work, given.passages, given.dimension, given.questions)
@@ -138,7 +138,11 @@ def main(argv: list[str] | None = None) -> None:
     print_searches(alone, together, given)
     print_parts(together)
     is_equal = bool(np.array_equal(found_alone, found))
-    print(f"\nids of {given.processes} processes equal those of one: {is_equal}; load after {os.getloadavg()[0]:.1f}\n")
+    print(f"\nids of {given.processes} processes equal those of one: {is_equal}; load after {os.getloadavg()[0]:.1f}")
+    matrix_ND = open_matrix(folder / MATRIX, given.passages, given.dimension)
+    print(
+        f"scoring a question's {given.k + MARGIN} candidates again: {rescore_ms(matrix_ND, given.k + MARGIN):.2f} ms\n"
+    )
     print("| processes | questions of each | pack ms | merge ms | questions received MB | pairs sent MB |")
     print("|---|---|---|---|---|---|")
     for size in given.simulated:
@@ -247,6 +251,12 @@ def peak_memory() -> Iterator[list[int]]:
     thread.join()
 
 
+def seconds_of(measured: list[dict[str, Any]]) -> list[float]:
+    """Each search's time in the slowest process."""
+    all_searches = zip(*(each["searches"] for each in measured), strict=True)
+    return [max(sum(search.get(part, 0.0) for part in PARTS) for search in searches) for searches in all_searches]
+
+
 def print_searches(alone: list[dict[str, Any]], together: list[dict[str, Any]], given: argparse.Namespace) -> None:
     """A row for each number of processes: the time of the slowest process, and memory of the largest."""
     print(
@@ -254,10 +264,7 @@ def print_searches(alone: list[dict[str, Any]], together: list[dict[str, Any]], 
         "| anonymous MiB, peak | at start |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for measured in (alone, together):
-        seconds = [
-            max(sum(search[part] for part in PARTS if part in search) for search in searches)
-            for searches in zip(*(each["searches"] for each in measured), strict=True)
-        ]
+        seconds = seconds_of(measured)
         cpu_s = max(min(search["cpu"] for search in each["searches"]) for each in measured)
         total = sum(each["bytes"] for each in measured)
         print(
@@ -270,15 +277,28 @@ def print_searches(alone: list[dict[str, Any]], together: list[dict[str, Any]], 
 
 
 def print_parts(measured: list[dict[str, Any]]) -> None:
-    """A row for each process: median seconds of each part of a search."""
+    """A row for each process: the parts of the fastest search."""
     print(f"\n| process | {' | '.join(f'{part} ms' for part in PARTS)} |\n|{'---|' * (1 + len(PARTS))}")
+    fastest = int(np.argmin(seconds_of(measured)))
     for rank, each in enumerate(measured):
-        medians = [statistics.median(search[part] for search in each["searches"]) for part in PARTS]
-        print(f"| {rank} | {' | '.join(f'{median * 1e3:,.1f}' for median in medians)} |")
+        cells = [f"{each['searches'][fastest][part] * 1e3:,.1f}" for part in PARTS]
+        print(f"| {rank} | {' | '.join(cells)} |")
+
+
+def rescore_ms(matrix_ND: np.ndarray, num_candidates: int) -> float:
+    """The least time for the exact scores of one question's candidates, whose vectors are in memory."""
+    row_BC = np.random.default_rng(8).integers(len(matrix_ND), size=(16, num_candidates))
+    question_BD = np.ones((len(row_BC), matrix_ND.shape[1]), np.float32)
+    times = []
+    for _ in range(5):
+        started_at = time.perf_counter()
+        rescore(question_BD, row_BC, matrix_ND)
+        times.append(time.perf_counter() - started_at)
+    return min(times) / len(row_BC) * 1e3
 
 
 def merge_row(size: int, asked: int, k: int, dimension: int, repeats: int) -> str:
-    """What packing and merging take in one process of `size`, each of which asks `asked` questions."""
+    """The least that packing and merging take in one process of `size`, each of which asks `asked` questions."""
     world, found = prepare(size, asked, k, dimension)
     searches = []
     for _ in range(1 + repeats):
@@ -288,7 +308,7 @@ def merge_row(size: int, asked: int, k: int, dimension: int, repeats: int) -> st
         searches.append(world.clock.spent)
     best = np.sort(torch.cat(world.scores, dim=1).numpy(), axis=1)[:, : -k - 1 : -1]
     assert np.array_equal(merged.scores, best)
-    pack, merge = (statistics.median(search[part] for search in searches[1:]) for part in ("pack", "merge"))
+    pack, merge = (min(search[part] for search in searches[1:]) for part in ("pack", "merge"))
     others = (size - 1) * asked
     return (
         f"| {size} | {asked} | {pack * 1e3:.2f} | {merge * 1e3:.2f} | {others * dimension * 4 / 1e6:.3f} "

@@ -22,7 +22,7 @@ from ralm.artifacts.files import read_settings
 from ralm.artifacts.manifest import Manifest
 from ralm.artifacts.store import handing_over_by_reference, stored_location
 from ralm.errors import ConfigError, RalmError, WorkerError
-from ralm.log import is_first_worker, set_up_logging
+from ralm.log import is_distributed_worker, is_first_worker, set_up_logging
 
 logger = logging.getLogger(__name__)
 Stage = Callable[..., Manifest]
@@ -80,7 +80,8 @@ def call_tracked(stage: Stage, arguments: dict[str, Any], *, parent_run_id: str 
     started_at = time.monotonic()
     with tracking.stage_run(name, parent_run_id=parent_run_id) as run:
         manifest = stage(**arguments)
-        run.record(manifest, arguments)
+        if not (is_distributed_worker() and "MLFLOW_RUN_ID" in os.environ):  # whose run it is records it
+            run.record(manifest, arguments)
     events = os.environ.get("RALM_EVENTS") if is_first_worker() else None
     if events:
         event = {

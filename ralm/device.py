@@ -24,17 +24,34 @@ def best_device() -> torch.device:
             device = torch.device(wanted)
         except RuntimeError as error:
             raise ConfigError(f"RALM_DEVICE: expected a device such as cpu or cuda:0, found {wanted!r}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
+        if device.type != "cuda":
+            return device
+        if not torch.cuda.is_available():
             raise ConfigError(f"RALM_DEVICE={wanted}: this machine has no CUDA device that torch can use")
+        if device.index is None:
+            return _own_gpu()
+        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"RALM_DEVICE={wanted}: expected cuda, since each of several processes takes its own GPU")
         return device
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return _own_gpu()
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this worker; the only one it sees where its launcher shows it one."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def count_gpus() -> int:
     """CUDA devices of this machine."""
     return torch.cuda.device_count()
+
+
+def free_cached(device: torch.device) -> None:
+    """Give back what torch keeps of a GPU's memory for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def use_device(device: torch.device) -> None:

@@ -24,10 +24,13 @@ from torch import Tensor
 
 from ralm.device import use_device
 from ralm.errors import ConfigError, WorkerError
+from ralm.log import is_distributed_worker
 
 TIMEOUT = datetime.timedelta(hours=3)
-"""A process may wait this long for the others: while the first builds an index, they do. A dead one is noticed at once,
-by its closed connection."""
+"""A process may wait this long for the others: while the first builds an index, they do. A dead one is noticed by its
+closed connection; inside an exchange of NCCL perhaps only after this time, if its launcher does not end it before."""
+LOST_CONNECTION = 69
+"""Exit code of a process that another one left alone: the launcher looks for that one."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,6 @@ class World:
 ALONE = World()
 
 
-def is_worker() -> bool:
-    """True in a process that torch's launcher started (`torchrun`, or the train stage itself)."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def join_world(device: torch.device) -> World:
     """Meet the other processes of this run; in a process that no launcher started, it is alone.
 
@@ -143,9 +141,9 @@ def join_world(device: torch.device) -> World:
     Raises:
         ConfigError: the launcher's variables are not complete.
     """
-    if not is_worker():
+    if not is_distributed_worker():
         return ALONE
-    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK") if name not in os.environ]:
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ConfigError(f"{missing[0]}: not set, though RANK is; start the workers with torchrun or --num-processes")
     if not dist.is_initialized():
         use_device(device)
@@ -167,13 +165,26 @@ def naming_lost_peers(world: World) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise WorkerError(
-            f"process {world.rank} of {world.size} lost its connection to another one: {reason}"
+            f"process {world.rank} of {world.size} lost its connection to another one: {reason}",
+            exit_code=LOST_CONNECTION,
         ) from error
 
 
 def backend_of(device: torch.device) -> str:
     """The engines behind exchanges: gloo for main memory, NCCL for GPUs."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+@contextmanager
+def leaving(device: torch.device) -> Iterator[None]:
+    """Leave the world at the end; after an error too, but on GPUs, where that may wait for a process that is gone."""
+    try:
+        yield
+    except BaseException:
+        if device.type != "cuda":
+            leave_world()
+        raise
+    leave_world()
 
 
 def leave_world() -> None:

@@ -7,10 +7,13 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from ralm.corpus.parallel import available_cores
+from ralm.distributed import LOST_CONNECTION
 from ralm.errors import ConfigError, WorkerError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ def run_workers(module: str, job: Mapping[str, Any], *, num_processes: int, node
         raise ConfigError(
             f"nodes: {nodes} nodes have to meet somewhere; set {ENDPOINT}=HOST:PORT of one of them on all"
         )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
     settings = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
@@ -60,19 +63,27 @@ def run_workers(module: str, job: Mapping[str, Any], *, num_processes: int, node
         if name.startswith("torch.distributed."):  # its tables of failures; the error below says it
             logging.getLogger(name).setLevel(logging.CRITICAL)
     logger.info("starting %d worker processes on this node of %d", num_processes, nodes)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         elastic_launch(settings, sys.executable)("-m", module, json.dumps(job))
     except ChildFailedError as error:
         raise _describe(error, num_processes * nodes) from error
     except SignalException as error:
         raise KeyboardInterrupt from error
+    finally:  # the agent leaves its own
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _is_consequence(exit_code: int) -> int:
+    """How far an end may be the consequence of another worker's: 0 not at all."""
+    return {LOST_CONNECTION: 3, -signal.SIGTERM: 2, -signal.SIGABRT: 2}.get(exit_code, 0 if exit_code < 0 else 1)
 
 
 def _describe(error: Any, size: int) -> WorkerError | KeyboardInterrupt:
     """The worker that went down by itself: one killed by a signal pulls others down, which then end with errors."""
-    failures = sorted(error.failures.items())
-    killed = [each for each in failures if each[1].exitcode < 0 and -each[1].exitcode != signal.SIGTERM]
-    rank, failure = killed[0] if killed else error.get_first_failure()
+    rank, failure = min(error.failures.items(), key=lambda each: (_is_consequence(each[1].exitcode), each[0]))
     if failure.exitcode == 130:
         return KeyboardInterrupt()
     how = f"was killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "ended with an error"

@@ -17,9 +17,14 @@ PROGRESS_MARK = "@progress "
 logger = logging.getLogger(__name__)
 
 
+def is_distributed_worker() -> bool:
+    """True in a process that torch's launcher started (`torchrun`, or the train stage itself)."""
+    return all(name in os.environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+
+
 def is_first_worker() -> bool:
     """False in the processes of a distributed run that leave it to the first one to say how it goes."""
-    return os.environ.get("RANK", "0") == "0"
+    return not is_distributed_worker() or os.environ["RANK"] == "0"
 
 
 def set_up_logging(level: str | int | None = None) -> None:

@@ -44,7 +44,7 @@ from ralm.tasks.base import Question, Task, Tools, open_questions
 from ralm.tasks.catalog import task_of, usable_questions
 from ralm.tasks.formats import task_formats
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)

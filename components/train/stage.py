@@ -20,11 +20,12 @@ from ralm.artifacts.store import Contents, checkpoint_folder, plain_config, prod
 from ralm.artifacts.tables import write_table
 from ralm.corpus.lookup import PassageLookup
 from ralm.device import best_device, count_gpus, precision_name, resolve_dtype
-from ralm.distributed import ALONE, World, is_worker, join_world, leave_world, naming_lost_peers
+from ralm.distributed import ALONE, World, join_world, leaving, naming_lost_peers
 from ralm.errors import ArtifactError, ConfigError
 from ralm.evaluation.passage_sources import check_file_passages
 from ralm.index.search import check_index, open_index
 from ralm.launch import ENDPOINT, run_workers
+from ralm.log import is_distributed_worker
 from ralm.model import Model, model_details, open_model, write_reader_config, write_retriever_config
 from ralm.reader.fusion import FusionReader
 from ralm.retriever.encoder import Encoder
@@ -38,7 +39,7 @@ from ralm.training.loop import Evaluate, TrainingResult, train_model
 from ralm.training.parallel import whole
 from ralm.training.refresh import IndexRefresher
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 LOG = "training_log.parquet"
 
 
@@ -59,10 +60,11 @@ class Run:
 
     @property
     def plain_config(self) -> dict[str, object]:
-        """What changes the result: no checkpoint interval, nothing of the processes, the number format as chosen."""
+        """What changes the result: no checkpoint interval, no number of processes, the number format as chosen."""
         plain = plain_config(self.config)
-        for name in ("checkpoint_every_steps", "sharding"):
-            del plain[name]
+        del plain["checkpoint_every_steps"]
+        if self.dtype != torch.bfloat16:  # in bf16 split weights also make the sums between layers bf16
+            del plain["sharding"]
         return {**plain, "num_retrieved": self.config.num_scored, "precision": precision_name(self.dtype)}
 
     @property
@@ -116,7 +118,7 @@ def train(
         WorkerError: a process of a distributed run went down.
     """
     run = _check(model, questions, passages, index, config)
-    if is_worker():
+    if is_distributed_worker():
         return _train_together(run, trained)
     for name, count in (("num_processes", num_processes), ("nodes", nodes)):
         if count < 1:
@@ -169,7 +171,7 @@ def _launch(run: Run, arguments: dict[str, Location], trained: Location, *, num_
 def _train_together(run: Run, trained: Location) -> Manifest:
     """In a worker: the first process makes the artifact, the others compute with it."""
     world = join_world(run.device)
-    with naming_lost_peers(world):
+    with naming_lost_peers(world), leaving(run.device):
         if world.is_first:
             manifest = _produce(run, trained, world)
             if manifest.reused:
@@ -179,7 +181,6 @@ def _train_together(run: Run, trained: Location) -> Manifest:
         world.barrier()
         if not world.is_first:
             manifest = open_artifact(join(store_uri(), "model", run.key), "model").manifest
-        leave_world()
     return manifest
 
 
@@ -234,12 +235,12 @@ def _learn(run: Run, world: World) -> tuple[Learner, TrainingSet, TrainingResult
     """Train; every process of the run does this."""
     refresher = None
     checkpoints = checkpoint_folder(run.key)
+    learner = _load_learner(run, world)  # before the index, which takes a part of a GPU's free memory
     if run.corpus is not None:
         passages, place = run.corpus
         made_by = run.model.fingerprints["passage_encoder"]
         index = open_index(place, passage_encoder=made_by, device=run.device, world=world.beside())
         refresher = IndexRefresher(index, PassageLookup(passages), checkpoints)
-    learner = _load_learner(run, world)
     examples = _make_examples(learner, run)
     result = train_model(
         learner,

@@ -280,8 +280,9 @@ def _hand_over(output: Location, place: Location, manifest: Manifest) -> None:
         try:
             (folder / name).unlink(missing_ok=True)
             os.link(source / name, folder / name)
-        except OSError:  # another file system, or one without hard links
-            shutil.copy2(source / name, folder / name)
+        except OSError:  # another file system, one without hard links, or another node was faster
+            with contextlib.suppress(shutil.SameFileError):
+                shutil.copy2(source / name, folder / name)
     with atomic_file(folder / MANIFEST) as file:
         file.write(reference)
     (folder / UNFINISHED).unlink(missing_ok=True)

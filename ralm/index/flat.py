@@ -80,7 +80,7 @@ class FlatSearcher:
             # What was not kept has at most the last candidate's score, up to the rounding of both.
             error_B = self._rounding(question_BD)
             for number in np.flatnonzero(near_BC[:, -1] + error_B >= score_BK[:, -1]):
-                lowest = score_BK[number, -1] - error_B[number]
+                lowest = np.nan_to_num(score_BK[number, -1] - error_B[number], nan=-np.inf)
                 score_BK[number], row_BK[number] = self._search_one(question_BD[number], k, lowest)
         return score_BK, row_BK
 

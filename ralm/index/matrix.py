@@ -117,9 +117,14 @@ def check_search(question_BD: np.ndarray, k: int, num_passages: int, dimension: 
     """Refuse what cannot be searched.
 
     Raises:
-        ConfigError: k is not between 1 and N, or the question vectors have another size than the passages'.
+        ConfigError: k is not between 1 and N, the question vectors have another size than the passages', or hold values
+            that are not finite.
     """
     if not 1 <= k <= num_passages:
         raise ConfigError(f"k: expected 1 to {num_passages}, the number of passages in the index, found {k}")
     if question_BD.shape[1] != dimension:
         raise ConfigError(f"question vectors have {question_BD.shape[1]} values, the index's passages {dimension}")
+    if not np.isfinite(question_BD).all():
+        raise ConfigError(
+            "question vectors hold values that are infinite or undefined; the question encoder is damaged"
+        )

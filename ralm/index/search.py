@@ -12,7 +12,7 @@ from ralm.artifacts.files import Location, remove
 from ralm.artifacts.manifest import Artifact, open_artifact
 from ralm.artifacts.store import Contents, build_artifact
 from ralm.artifacts.tables import read_table
-from ralm.device import best_device
+from ralm.device import best_device, free_cached
 from ralm.distributed import ALONE, World
 from ralm.errors import ArtifactError, ConfigError
 from ralm.index.approximate import FAISS_FILE
@@ -83,6 +83,11 @@ class Index:
     def _search_own(self, question_BD: np.ndarray, k: int) -> Found:
         score_BK, row_BK = self._searcher.search(question_BD, k)
         return Found(score_BK, row_BK + self.rows.start, self.passage_ids[row_BK])
+
+    def release(self) -> None:
+        """Give the searcher's memory back; this index cannot be searched afterwards, `vectors` still works."""
+        del self._searcher
+        free_cached(self._device)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored vectors of these rows as float32, shape `rows.shape + (D,)`."""

@@ -130,7 +130,7 @@ class TrainingConfig:
     sharding: Sharding = "none"
     """What several processes share: `none`: each holds all weights, gradients and optimiser state; `gradients`: weights
     in fp32, gradients and optimiser state are split over the processes (ZeRO-2), the weights come together for an
-    update. It changes memory and time, not the result."""
+    update. It changes memory and time, and in bf16 the rounding: the sums between layers are then bf16 too."""
 
     retrieve_ahead: bool = False
     """Search for the next update's passages while the present one is computed. The question encoder is then one update

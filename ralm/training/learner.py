@@ -204,10 +204,11 @@ class Learner:
         torch.manual_seed(step_seed(self.config.seed, step, self.world.rank))
         self.optimizer.zero_grad(set_to_none=True)
         self._set_training(True)
-        losses = self.world.sum(self._accumulate(batch, teaches=teaches))
-        learning = [*self._reader_models, *(self._encoder_models if teaches else [])]
-        with self.timer.part("exchange"):
-            self.parallel.add_up(learning, self.weights)
+        with self.parallel.together():
+            losses = self.world.sum(self._accumulate(batch, teaches=teaches))
+            learning = [*self._reader_models, *(self._encoder_models if teaches else [])]
+            with self.timer.part("exchange"):
+                self.parallel.add_up(learning, self.weights)
         self._set_training(False)
         with self.timer.part("update"):
             if self.loss_scale is not None:

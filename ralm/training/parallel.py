@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from ralm.device import use_device
 from ralm.distributed import TIMEOUT, World, backend_of
 
 BUCKET_BYTES = 64 * 2**20
@@ -82,7 +83,7 @@ class SplitWeights:
     Args:
         world: the processes; with one alone everything is in its part.
         roots: the models to split; each layer is a unit of exchange.
-        dtype: number format in which the weights come together.
+        dtype: number format of matrix products; with bf16 the weights come together in it, else in fp32.
         device: where the parts are.
     """
 
@@ -90,7 +91,8 @@ class SplitWeights:
         if not dist.is_initialized():  # one process that no launcher started
             dist.init_process_group(backend_of(device), store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
         mesh = init_device_mesh(device.type, (world.size,))
-        low = None if dtype == torch.float32 else dtype
+        low = dtype if dtype == torch.bfloat16 else None  # fp16 sums between layers overflow: autocast alone casts
+        use_device(device)
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32)
         for root in roots:
             for layer in _layers(root):
@@ -119,6 +121,8 @@ class SplitWeights:
     def add_up(self, modules: Iterable[nn.Module], weights: Mapping[str, nn.Parameter]) -> None:
         """Sum the gradients and split them; ends with the weights split again."""
         roots = list(modules)
+        for root in roots:  # of parts that were called without their root, move what is left to the fp32 sums
+            (_touch(root) * 0).backward()
         for root in roots:
             for unit in self._units[id(root)]:
                 unit.set_requires_gradient_sync(True, recurse=False)

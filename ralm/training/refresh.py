@@ -8,6 +8,7 @@ Shapes: `N` passages, `B` questions, `K` passages per question, `D` embedding si
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,12 +72,12 @@ class IndexRefresher:
                 create_array(work, "<f4", shape)
             world.barrier()
             check_shared(work, world)
-            vector_ND = np.load(work, mmap_mode="r+")
-            is_whole = self._embed_own(vector_ND, embed, is_stopped)
+            is_whole = self._embed_own(work, embed, is_stopped)
             if not world.all(is_whole):
                 return False
+            self.index.release()  # a GPU has no room for both
             if world.is_first:
-                self.index = self.index.with_vectors(vector_ND, folder)
+                self.index = self.index.with_vectors(np.load(work, mmap_mode="r"), folder)
             world.barrier()
             if not world.is_first:
                 self.index = self._open(step)
@@ -113,16 +114,23 @@ class IndexRefresher:
     def _open(self, step: int) -> Index:
         return open_index(str(self._folder_of(step)), passage_encoder="", world=self.index.world)
 
-    def _embed_own(self, vector_ND: np.ndarray, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> bool:
-        """Write the vectors of this process' rows; False if stopped."""
+    def _embed_own(self, path: Path, embed: EmbedPassages, is_stopped: Callable[[], bool]) -> bool:
+        """Write the vectors of this process' rows; False if stopped.
+
+        Not by a map: on a network disk a page of two processes' rows would be written back by both.
+        """
         ids_N, first = self.index.passage_ids, self.index.rows.start
-        with progress(total=len(ids_N), what="refresh the index", unit="passages") as bar:
+        row_bytes = 4 * self.index.dimension
+        header_bytes = path.stat().st_size - row_bytes * self.index.num_passages
+        total = progress(total=len(ids_N), what="refresh the index", unit="passages")
+        with path.open("r+b", buffering=0) as file, total as bar:
             for start in range(0, len(ids_N), BLOCK_PASSAGES):
                 if is_stopped():
                     return False
                 part_N = ids_N[start : start + BLOCK_PASSAGES]
-                vector_ND[first + start : first + start + len(part_N)] = embed(self.passages.get(part_N), bar)
-        vector_ND.flush()  # type: ignore[attr-defined]  # mapped
+                file.seek(header_bytes + row_bytes * (first + start))
+                file.write(np.ascontiguousarray(embed(self.passages.get(part_N), bar), "<f4").data)
+            os.fsync(file.fileno())
         return True
 
 

@@ -70,7 +70,7 @@ def save_checkpoint(
         world: the processes; each writes its part.
 
     Returns:
-        `index_step` of the checkpoints that are kept.
+        `index_step` of the checkpoints that are kept, in the first process.
 
     Raises:
         ConfigError: the processes do not see the same folder.
@@ -104,6 +104,8 @@ def save_checkpoint(
         for old in _finished(folder)[:-KEPT]:
             remove(old)
     world.barrier()
+    if not world.is_first:
+        return set()
     return {int(read_json(str(path / STATE))["index_step"]) for path in _finished(folder)}
 
 
@@ -132,7 +134,8 @@ def load_checkpoint(
     Raises:
         ArtifactError: the checkpoint is of another model.
     """
-    for path in reversed(world.gather_json([str(path) for path in _finished(folder)])[0]):
+    finished = [str(path) for path in _finished(folder)] if world.is_first else []
+    for path in reversed(world.gather_json(finished)[0]):
         loaded = _load(Path(path), weights, optimizer, world)
         if world.all(loaded is not None):
             assert loaded is not None

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ralm.distributed import ALONE, World, is_worker, join_world, naming_lost_peers
+from ralm.distributed import ALONE, LOST_CONNECTION, World, join_world, naming_lost_peers
 from ralm.errors import ConfigError, WorkerError
 from ralm.launch import _describe, run_workers
+from ralm.log import is_distributed_worker
 
 PROGRAM = """
 import json, sys, torch
@@ -78,12 +79,14 @@ def test_parts_cover_all_rows_once(count: int, multiple: int) -> None:
 
 
 def test_a_process_without_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert not is_worker()
+    assert not is_distributed_worker()
     assert join_world(torch.device("cpu")) is ALONE
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert join_world(torch.device("cpu")) is ALONE, "set by something that starts no workers"
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ConfigError, match="MASTER_ADDR: not set, though RANK is"):
         join_world(torch.device("cpu"))
@@ -101,18 +104,15 @@ def failure(exit_code: int) -> SimpleNamespace:
 
 
 def test_the_worker_that_went_down_by_itself_is_named() -> None:
-    failures = {0: failure(1), 2: failure(-signal.SIGKILL), 3: failure(-signal.SIGTERM)}
-    error = SimpleNamespace(failures=failures, get_first_failure=lambda: (0, failures[0]))
-    told = _describe(error, 4)
+    failures = {0: LOST_CONNECTION, 1: -signal.SIGABRT, 2: -signal.SIGKILL, 3: -signal.SIGTERM}
+    told = _describe(SimpleNamespace(failures={rank: failure(code) for rank, code in failures.items()}), 4)
     assert isinstance(told, WorkerError)
     assert "process 2 of 4 was killed by SIGKILL" in str(told)
     assert told.exit_code == 1
-    bad_input = {1: failure(2)}
-    told = _describe(SimpleNamespace(failures=bad_input, get_first_failure=lambda: (1, bad_input[1])), 2)
+    told = _describe(SimpleNamespace(failures={0: failure(LOST_CONNECTION), 1: failure(2)}), 2)
     assert isinstance(told, WorkerError)
     assert told.exit_code == 2
-    stopped = {0: failure(130)}
-    told = _describe(SimpleNamespace(failures=stopped, get_first_failure=lambda: (0, stopped[0])), 2)
+    told = _describe(SimpleNamespace(failures={0: failure(130)}), 2)
     assert isinstance(told, KeyboardInterrupt)
 
 

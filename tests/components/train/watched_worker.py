@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from components.train.config import TrainConfig
 from components.train.stage import train
 from ralm.cli import parse_config
 from ralm.training.batches import Batches
 
 
-def main() -> None:
-    job = json.loads(sys.argv[1])
+def work(job: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
+    """Train as `job` says, and write the ids of all passages by update and question."""
     rank = os.environ.get("RANK", "0")
     take = Batches.take
     seen: list[list[list[int]]] = []
@@ -25,10 +27,11 @@ def main() -> None:
         seen.append([[passage.passage_id for passage in of_one] for of_one in batch.passages])
         return batch
 
-    Batches.take = watch  # type: ignore[method-assign]
+    patch.setattr(Batches, "take", watch)
     train(**job["arguments"], config=parse_config(TrainConfig, json.dumps(job["config"])))
     (Path(job["seen"]) / f"rank-{rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    main()
+    with pytest.MonkeyPatch.context() as own:
+        work(json.loads(sys.argv[1]), own)

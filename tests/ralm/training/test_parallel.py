@@ -76,8 +76,22 @@ def test_fp16_losses_are_close_to_fp32(tiny_model: str) -> None:
     assert all(weight.dtype == torch.float32 for weight in low.weights.values())
 
 
-def test_an_update_whose_gradients_overflow_is_computed_again(tiny_model: str) -> None:
-    low, other = make_learner(tiny_model, CONFIG, torch.float16), make_learner(tiny_model, CONFIG, torch.float16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_split_weights_in_low_precision(tiny_model: str, dtype: torch.dtype, micro_batch_size: int) -> None:
+    """With one part for each process, and with several, whose gradients FSDP moves to its sums at other moments."""
+    config = dataclasses.replace(CONFIG, micro_batch_size=micro_batch_size)
+    plain = make_learner(tiny_model, config)
+    split = make_learner(tiny_model, dataclasses.replace(config, sharding="gradients"), dtype)
+    for found, expected in zip(updates(split), updates(plain), strict=True):
+        assert found["reader_loss"] == pytest.approx(expected["reader_loss"], rel=0.03)
+        assert found["retriever_loss"] == pytest.approx(expected["retriever_loss"], rel=0.1)
+
+
+@pytest.mark.parametrize("sharding", ["none", "gradients"])
+def test_an_update_whose_gradients_overflow_is_computed_again(tiny_model: str, sharding: str) -> None:
+    config = dataclasses.replace(CONFIG, sharding=sharding)
+    low, other = make_learner(tiny_model, config, torch.float16), make_learner(tiny_model, CONFIG, torch.float16)
     assert low.loss_scale is not None
     low.loss_scale.value = 2.0**40
     (found,), (expected,) = updates(low, 1), updates(other, 1)
