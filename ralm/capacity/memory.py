@@ -58,7 +58,9 @@ def training_memory(
     learnt, resting = learning_weights(config, models), resting_weights(config, models)
     is_split = config.sharding == "gradients"
     part = -(-learnt // devices) if is_split else learnt
-    copies = kernels.compute_bytes * learnt if is_split else _autocast_copies(config, models, kernels)
+    copies = _autocast_copies(config, models, kernels)
+    if is_split:  # the whole weights: in bf16, or in fp32 with autocast's copies
+        copies = kernels.compute_bytes * learnt if config.precision != "fp16" else FP32 * learnt + copies
     questions = min(config.micro_batch_size, -(-config.batch_size // devices))
     kept, layer = _activations(config, models, kernels, questions)
     scores = _score_bytes(config, models, kernels, questions)

@@ -37,6 +37,6 @@ def traffic(config: TrainingConfig, models: Models, *, devices: int, compute_byt
     return {
         "questions": round(others * questions),
         "scores and passages": round(others * pairs),
-        "weights": round(others * compute_bytes * learnt) if is_split else 0,
+        "weights": round(others * (FP32 if config.precision == "fp16" else compute_bytes) * learnt) if is_split else 0,
         "gradients": round((1 if is_split else 2) * others * FP32 * learnt),
     }
