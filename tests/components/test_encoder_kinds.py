@@ -60,7 +60,7 @@ def test_from_files_to_a_search(kind: str, tiny_model_files: Path, toy_passages:
         model.question_encoder_folder, model.retriever, device=torch.device("cpu"), dtype=torch.float32
     )
     question_BD = embed_questions(encoder, model.retriever, ["what is the colour of granite", "use of copper"])
-    score_BK, row_BK = opened.search(question_BD, 3)
+    score_BK, row_BK, _ = opened.search(question_BD, 3)
     all_BN = question_BD @ opened.vectors(np.arange(30)).T
     np.testing.assert_allclose(score_BK, -np.sort(-all_BN, axis=1)[:, :3], atol=1e-3)
     assert row_BK.shape == (2, 3)

@@ -39,9 +39,9 @@ def test_an_index_and_its_search_results_hold_no_text(built: Index, tmp_path: Pa
     for name in files:
         content = (tmp_path / "index" / name).read_bytes()
         assert not any(str(row["text"])[:20].encode() in content for row in toy_rows()), name
-    score_BK, row_BK = built.search(np.ones((2, built.dimension), np.float32), 4)
-    assert (score_BK.dtype, row_BK.dtype) == (np.float32, np.int64)
-    assert score_BK.shape == row_BK.shape == (2, 4)
+    score_BK, row_BK, id_BK = built.search(np.ones((2, built.dimension), np.float32), 4)
+    assert (score_BK.dtype, row_BK.dtype, id_BK.dtype) == (np.float32, np.int64, np.int64)
+    assert score_BK.shape == row_BK.shape == id_BK.shape == (2, 4)
 
 
 def test_texts_are_read_by_id_and_only_what_was_found(

@@ -101,8 +101,9 @@ def test_equal_runs_give_equal_bytes_whatever_the_store(
 
 
 def test_batches_do_not_change_answers(places: dict[str, str], tmp_path: Path) -> None:
-    _, whole, _ = run(places, tmp_path / "whole", batch_size=6)
-    _, single, _ = run(places, tmp_path / "single", max_batch_tokens=1)
+    """In fp32: what bf16 rounds differs with the shapes of a batch, and a random reader's answers hang on it."""
+    _, whole, _ = run(places, tmp_path / "whole", batch_size=6, precision="fp32")
+    _, single, _ = run(places, tmp_path / "single", max_batch_tokens=1, precision="fp32")
     assert [row["prediction"] for row in whole] == [row["prediction"] for row in single]
     assert [row["passage_ids"] for row in whole] == [row["passage_ids"] for row in single]
 
