@@ -208,7 +208,7 @@ class Learner:
             losses = self.world.sum(self._accumulate(batch, teaches=teaches))
             learning = [*self._reader_models, *(self._encoder_models if teaches else [])]
             with self.timer.part("exchange"):
-                self.parallel.add_up(learning, self.weights)
+                self.parallel.add_up(learning)
         self._set_training(False)
         with self.timer.part("update"):
             if self.loss_scale is not None:

@@ -11,7 +11,7 @@ Source: Rajbhandari et al., "ZeRO" (arXiv 1910.02054), section 5.2 (gradients an
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class Parallel(Protocol):
     def together(self) -> Any:
         """A context in which the modules can be computed with."""
 
-    def add_up(self, modules: Iterable[nn.Module], weights: Mapping[str, nn.Parameter]) -> None:
+    def add_up(self, modules: Iterable[nn.Module]) -> None:
         """Make the gradients of these modules those of all processes' questions."""
 
 
@@ -59,17 +59,15 @@ class WholeWeights:
         """They are."""
         yield
 
-    def add_up(self, modules: Iterable[nn.Module], weights: Mapping[str, nn.Parameter]) -> None:
+    def add_up(self, modules: Iterable[nn.Module]) -> None:
         """Sum the gradients over the processes; one that had no questions adds zeros."""
         if self._world.size == 1:
             return
-        learnt = {id(weight) for module in modules for weight in module.parameters()}
         gradients = []
-        for weight in weights.values():
-            if id(weight) in learnt:
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-                gradients.append(weight.grad)
+        for weight in (weight for module in modules for weight in module.parameters()):
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            gradients.append(weight.grad)
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)
@@ -118,7 +116,7 @@ class SplitWeights:
         finally:
             self._part_again()
 
-    def add_up(self, modules: Iterable[nn.Module], weights: Mapping[str, nn.Parameter]) -> None:
+    def add_up(self, modules: Iterable[nn.Module]) -> None:
         """Sum the gradients and split them; ends with the weights split again."""
         roots = list(modules)
         for root in roots:  # of parts that were called without their root, move what is left to the fp32 sums

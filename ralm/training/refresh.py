@@ -123,13 +123,14 @@ class IndexRefresher:
         row_bytes = 4 * self.index.dimension
         header_bytes = path.stat().st_size - row_bytes * self.index.num_passages
         total = progress(total=len(ids_N), what="refresh the index", unit="passages")
-        with path.open("r+b", buffering=0) as file, total as bar:
+        with path.open("r+b") as file, total as bar:
             for start in range(0, len(ids_N), BLOCK_PASSAGES):
                 if is_stopped():
                     return False
                 part_N = ids_N[start : start + BLOCK_PASSAGES]
                 file.seek(header_bytes + row_bytes * (first + start))
                 file.write(np.ascontiguousarray(embed(self.passages.get(part_N), bar), "<f4").data)
+            file.flush()
             os.fsync(file.fileno())
         return True
 
