@@ -133,7 +133,9 @@ def test_refresh_comes_by_schedule_and_tells_how_stale_the_index_was(
         return done
 
     monkeypatch.setattr(ralm.training.refresh.IndexRefresher, "refresh", watch)
-    _, log = run(inputs, tmp_path / "trained", refresh_schedule="0-4:2,5-9:9", retriever_learning_rate=0.05)
+    _, log = run(
+        inputs, tmp_path / "trained", refresh_schedule="0-4:2,5-9:9", retriever_learning_rate=0.02, schedule="constant"
+    )
     assert seen == [(2, True), (5, True)]
     overlaps = [row["index_overlap"] for row in log]
     assert [overlap is not None for overlap in overlaps] == [False, False, True, False, False, True]
