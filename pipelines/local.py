@@ -56,7 +56,8 @@ class Tasks:
     reason: str = ""
     is_stopped: bool = False
     current: threading.local = field(default_factory=threading.local)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """Held while a child starts; a signal may come to the very thread that holds it."""
 
     def name(self, component_name: str) -> str:
         """Remember which task this thread is about to run; kfp calls it for the task's folder name."""
