@@ -6,25 +6,14 @@ import argparse
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pipelines import capacity, quickstart, runs
 from pipelines.compile import PROFILES, compile_pipeline
+from pipelines.parser import Parser, add_command
 from ralm.capacity.run import Cluster
 from ralm.capacity.work import DEVICES
 from ralm.errors import ConfigError
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that raises `ConfigError` instead of printing its usage and exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        """Report a wrong flag.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"{self.prog}: {message}")
 
 
 def build_parser() -> Parser:
@@ -44,19 +33,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Any, show: Any, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--verbose", action="store_true", help="log details")
-    parser.set_defaults(run=run, show=show)
-    return parser
-
-
 def _add_search(commands: Any) -> None:
     text = "Find the passages for a question."
-    parser = _command(commands, "search", run_search, show_passages, text)
+    parser = add_command(commands, "search", run_search, show_passages, text)
     for name in ("passages", "index", "model"):
         parser.add_argument(f"--{name}", required=True, metavar="DIR", help=f"{name} artifact (folder or URL)")
     parser.add_argument("--question", required=True, metavar="Q", help="the question")
@@ -77,7 +56,7 @@ def _add_ask(commands: Any) -> None:
         "Answer a question with a trained model, and show the passages the answer was read from. Without --model and "
         "--index the registry's champion of the recipe is asked, or else the model of the last run."
     )
-    parser = _command(commands, "ask", run_ask, show_answer, text)
+    parser = add_command(commands, "ask", run_ask, show_answer, text)
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     parser.add_argument("--model", default="", metavar="DIR", help="model artifact; goes with --index and --passages")
     parser.add_argument("--index", default="", metavar="DIR", help="index artifact")
@@ -117,14 +96,14 @@ def show_passages(result: dict[str, Any]) -> str:
 
 def _add_pipeline(commands: Any) -> None:
     text = "Write the compiled graphs, one file for each profile."
-    parser = _command(commands, "compile", run_compile, lambda result: "\n".join(result["files"]), text)
+    parser = add_command(commands, "compile", run_compile, lambda result: "\n".join(result["files"]), text)
     parser.add_argument("--output", default="", metavar="DIR", help="folder; empty: the committed pipelines/compiled")
 
     text = (
         "Run the compiled pipeline on this machine. Settings come from the recipe, then --config, then the flags; "
         "what is not given is as in the recipe."
     )
-    parser = _command(commands, "run", run_pipeline, runs.show_run, text)
+    parser = add_command(commands, "run", run_pipeline, runs.show_run, text)
     parser.add_argument("--recipe", default="quickstart", help="named complete run to start from")
     parser.add_argument("--profile", choices=PROFILES, default="local", help="which compiled file")
     parser.add_argument("--config", default="", metavar="FILE", help="YAML or JSON file with any of these settings")
@@ -153,7 +132,7 @@ def _add_quickstart(commands: Any) -> None:
         "Run the whole pipeline on 106 real Wikipedia articles with small models: download, index, train on 64 "
         "questions, evaluate, report, register. With --corpus, index your own documents with the model trained so."
     )
-    parser = _command(commands, "quickstart", run_quickstart, quickstart.show_quickstart, text)
+    parser = add_command(commands, "quickstart", run_quickstart, quickstart.show_quickstart, text)
     parser.add_argument(
         "--corpus", default="", metavar="PLACE", help="your csv or jsonl file, or folder of .txt or .md"
     )
@@ -169,7 +148,7 @@ def _add_plan(commands: Any) -> None:
         "Say before a run what it needs of given machines: memory of each device, hours, storage and network. A run "
         "that cannot be is refused with the reason. Nothing is fetched or computed."
     )
-    parser = _command(commands, "plan", run_plan, capacity.show_plan, text)
+    parser = add_command(commands, "plan", run_plan, capacity.show_plan, text)
     parser.add_argument("--recipe", default="quickstart", help="named complete run")
     parser.add_argument("--passages", type=int, required=True, metavar="N", help="passages of the corpus")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs of all nodes together")
@@ -199,9 +178,9 @@ def run_plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_store(commands: Any) -> None:
-    _command(commands, "list", run_list, show_store, "List the finished artifacts, oldest first.")
+    add_command(commands, "list", run_list, show_store, "List the finished artifacts, oldest first.")
     text = "Remove old artifacts that neither the last run nor a registered version was made from."
-    parser = _command(commands, "gc", run_gc, show_store, text)
+    parser = add_command(commands, "gc", run_gc, show_store, text)
     parser.add_argument("--keep-days", type=float, default=14.0, help="younger artifacts stay")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
 
@@ -236,7 +215,7 @@ def _add_atlas(commands: Any) -> None:
         "Turn the shards of an Atlas index (passages.N.pt, embeddings.N.pt) into passages and embeddings, for "
         "`ralm index`. Some passages are encoded again, so that vectors of another model are refused."
     )
-    parser = _command(commands, "import", run_atlas_import, show_atlas_import, text)
+    parser = add_command(commands, "import", run_atlas_import, show_atlas_import, text)
     parser.add_argument("--source", required=True, metavar="S", help="folder of shards, or atlas:indices/...")
     parser.add_argument("--model", required=True, metavar="DIR", help="model artifact whose vectors these are")
     parser.add_argument("--passages", required=True, metavar="DIR", help="folder that receives the passages")
@@ -248,7 +227,7 @@ def _add_atlas(commands: Any) -> None:
         "Write an artifact as Atlas reads it: --model as model.pth.tar, --index with --passages as shards of an index, "
         "--predictions as results.jsonl (with --passages it holds their texts)."
     )
-    parser = _command(commands, "export", run_atlas_export, lambda result: str(result["path"]), text)
+    parser = add_command(commands, "export", run_atlas_export, lambda result: str(result["path"]), text)
     for name in ("model", "index", "predictions", "passages"):
         parser.add_argument(f"--{name}", default="", metavar="DIR", help=f"{name} artifact")
     parser.add_argument("--output", required=True, metavar="PLACE", help="folder; for predictions a file")
