@@ -33,6 +33,12 @@ the whole pipeline:
   plan             say before a run what memory, time, storage and network it needs
   pipeline run     run it on this machine
   pipeline compile write the compiled graphs
+  pipeline lint    check compiled graphs before a server gets them
+
+on a Kubeflow cluster:
+  pipeline submit  upload a pipeline and run it
+  pipeline schedule
+                   upload a pipeline and run it again and again
 
 its stages:
 {stages}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import capacity, quickstart, runs
-from pipelines.compile import PROFILES, compile_pipeline
 from pipelines.parser import Parser, add_command
+from pipelines.pipeline_commands import add_pipeline_commands
 from ralm.capacity.run import Cluster
 from ralm.capacity.work import DEVICES
 from ralm.errors import ConfigError
@@ -24,8 +24,8 @@ def build_parser() -> Parser:
     _add_ask(commands)
     _add_quickstart(commands)
     _add_plan(commands)
-    pipeline = commands.add_parser("pipeline", help="compile or run the whole pipeline", allow_abbrev=False)
-    _add_pipeline(pipeline.add_subparsers(metavar="compile|run", required=True, parser_class=Parser))
+    pipeline = commands.add_parser("pipeline", help="compile, run or submit a whole pipeline", allow_abbrev=False)
+    add_pipeline_commands(pipeline)
     store = commands.add_parser("store", help="list or clean up what is kept", allow_abbrev=False)
     _add_store(store.add_subparsers(metavar="list|gc", required=True, parser_class=Parser))
     atlas = commands.add_parser("atlas", help="official Atlas files to artifacts and back", allow_abbrev=False)
@@ -92,39 +92,6 @@ def show_passages(result: dict[str, Any]) -> str:
         lines.append(f"{rank:>3}. {name}  (score {passage['score']:.3f})")
         lines.append(textwrap.fill(passage["text"], width=100, initial_indent="     ", subsequent_indent="     "))
     return "\n".join(lines) or "no passages"
-
-
-def _add_pipeline(commands: Any) -> None:
-    text = "Write the compiled graphs, one file for each profile."
-    parser = add_command(commands, "compile", run_compile, lambda result: "\n".join(result["files"]), text)
-    parser.add_argument("--output", default="", metavar="DIR", help="folder; empty: the committed pipelines/compiled")
-
-    text = (
-        "Run the compiled pipeline on this machine. Settings come from the recipe, then --config, then the flags; "
-        "what is not given is as in the recipe."
-    )
-    parser = add_command(commands, "run", run_pipeline, runs.show_run, text)
-    parser.add_argument("--recipe", default="quickstart", help="named complete run to start from")
-    parser.add_argument("--profile", choices=PROFILES, default="local", help="which compiled file")
-    parser.add_argument("--config", default="", metavar="FILE", help="YAML or JSON file with any of these settings")
-    for name, kind in runs.INPUTS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind.type, default=None, help=kind.help)
-
-
-def run_compile(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`ralm pipeline compile`."""
-    if arguments.output:
-        files = [compile_pipeline(profile, Path(arguments.output)) for profile in PROFILES]
-    else:
-        files = [compile_pipeline(profile) for profile in PROFILES]
-    return {"files": [str(path) for path in files]}
-
-
-def run_pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`ralm pipeline run`."""
-    flags = {name: getattr(arguments, name) for name in runs.INPUTS if getattr(arguments, name) is not None}
-    inputs = {**(runs.read_inputs(arguments.config) if arguments.config else {}), **flags}
-    return dataclasses.asdict(runs.run_recipe(arguments.recipe, inputs, profile=arguments.profile))
 
 
 def _add_quickstart(commands: Any) -> None:
