@@ -26,6 +26,7 @@ from ralm.log import is_distributed_worker, is_first_worker, set_up_logging
 
 logger = logging.getLogger(__name__)
 Stage = Callable[..., Manifest]
+T = typing.TypeVar("T")
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -69,6 +70,18 @@ def run_task(stage: Stage, *, parent_run_id: str = "", config: str = "{}", **arg
     with exit_code() as outcome, handing_over_by_reference():
         arguments["config"] = parse_config(config_type(stage), config)
         return call_tracked(stage, arguments, parent_run_id=parent_run_id)
+    raise SystemExit(outcome.code)
+
+
+def run_step(step: Callable[..., T], **arguments: Any) -> T:
+    """Call what is no stage inside a pipeline task: it takes no config and makes no artifact of its own.
+
+    Raises:
+        SystemExit: with the exit code of `run_stage`, after the error was logged.
+    """
+    set_up_logging()
+    with exit_code() as outcome:
+        return step(**arguments)
     raise SystemExit(outcome.code)
 
 

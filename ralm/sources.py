@@ -102,7 +102,7 @@ def source_digest(source: str) -> str:
     """Identity of a source's content (64 hex digits), for store keys; fetches as little as possible.
 
     Local files are hashed. A pinned source (asset, package version, hub commit) is known by its pin, any other
-    URL by what its server says of it (ETag or date, size).
+    URL by what its server says of it (ETag or date, size), and where it says nothing, by its content.
 
     Raises:
         ConfigError: the source is not well formed.
@@ -132,29 +132,50 @@ def source_digest(source: str) -> str:
 
 
 def _fetch_url(url: str, digests: dict[str, str], size: int | None) -> Path:
-    """A pinned file is known by its checksum and never asked for again; another one by what the server says of it."""
-    identity = encode_json(digests).decode() if digests else _url_identity(url)
-    name = url.split("?")[0].rstrip("/").rpartition("/")[2] or "content"
-    target = cache_folder("downloads") / "url" / _digest([url, identity])[:32] / name
+    """A local copy of a file.
+
+    A pinned one is known by its checksum, whichever server it came from, and never asked for again; another one by
+    what the server says of it.
+    """
+    target = _url_target(url, _digest(digests) if digests else _digest([url, _url_identity(url)]))
     with only_fetcher(str(target)):
+        if target.is_file() and size is not None and target.stat().st_size != size:
+            logger.warning("%s: expected %d bytes, found %d; it is fetched again", target, size, target.stat().st_size)
+            target.unlink()
         if not target.is_file():
             http.download(url, target, digests=digests, size=size)
-        elif size is not None and target.stat().st_size != size:
-            raise DataError(f"{url}: expected {size} bytes, found {target.stat().st_size}")
     return target
+
+
+def _url_target(url: str, key: str) -> Path:
+    name = url.split("?")[0].rstrip("/").rpartition("/")[2] or "content"
+    return cache_folder("downloads") / "url" / key[:32] / name
 
 
 def _url_identity(url: str) -> str:
     """What the server says of a file now; what it said last time where it cannot be reached."""
     note = cache_folder("downloads") / "identities" / f"{_digest(url)[:32]}.json"
     try:
-        identity = http.remote_state(url).identity
+        state = http.remote_state(url)
     except http.UnreachableError as error:
         if not note.is_file():
             raise DataError(str(error)) from error
         logger.warning("%s; using the version fetched before", error)
         return str(read_json(str(note))["identity"])
+    identity = state.identity if state.validator else _fetch_unversioned(url)
     write_json(note, {"url": url, "identity": identity})
+    return identity
+
+
+def _fetch_unversioned(url: str) -> str:
+    """Fetch a file whose server gives no version, and know it by its content: another one may have the same size."""
+    fresh = _url_target(url, _digest([url, "unversioned"]))
+    with only_fetcher(str(fresh)):
+        http.download(url, fresh, digests={})
+        identity = f"sha256/{sha256_file(fresh)}"
+        target = _url_target(url, _digest([url, identity]))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh.replace(target)
     return identity
 
 

@@ -7,13 +7,18 @@ from components.images import BASE_IMAGE, CPU_IMAGE
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def download_passages_op(
-    source: str, passages: dsl.Output[dsl.Dataset], config: str = "{}", parent_run_id: str = ""
+    source: str,
+    passages: dsl.Output[dsl.Dataset],
+    previous: dsl.Input[dsl.Dataset] = None,
+    config: str = "{}",
+    parent_run_id: str = "",
 ) -> None:
     """Turn a corpus (dump, table, documents) into passages."""
     from components.download.stage import download
     from ralm.cli import run_task
 
-    run_task(download, source=source, passages=passages.path, config=config, parent_run_id=parent_run_id)
+    places = {"source": source, "passages": passages.path, "previous": previous.path if previous else ""}
+    run_task(download, **places, config=config, parent_run_id=parent_run_id)
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)

@@ -8,13 +8,8 @@ from typing import Literal
 
 from ralm.errors import ConfigError
 from ralm.fetch.atlas import atlas_base_url
+from ralm.fetch.mirrors import split_mirrors, wiki_mirrors
 from ralm.model_config import ModelConfig
-
-WIKI_BASE_URL = "https://dumps.wikimedia.org"
-
-
-def _wiki_base_url() -> str:
-    return os.environ.get("RALM_WIKI_BASE_URL") or WIKI_BASE_URL
 
 
 def _datasets_base_url() -> str:
@@ -40,8 +35,9 @@ class DownloadConfig:
     workers: int = 0
     """Processes that clean and cut the corpus; 0: one for each core. It changes the speed, not the result."""
 
-    wiki_base_url: str = field(default_factory=_wiki_base_url)
-    """Site that `wiki:NAME/DATE` is resolved at; by default `$RALM_WIKI_BASE_URL`, else dumps.wikimedia.org."""
+    wiki_base_url: str = field(default_factory=wiki_mirrors)
+    """Site that `wiki:NAME/DATE` is resolved at, or several with commas between: the first that answers is asked, the
+    others where it fails. By default `$RALM_WIKI_BASE_URL`, else dumps.wikimedia.org."""
 
     atlas_base_url: str = field(default_factory=atlas_base_url)
     """Site that `atlas:KEY` corpora are fetched from; by default `$RALM_ATLAS_BASE_URL`, else Atlas' own."""
@@ -85,10 +81,11 @@ class DownloadConfig:
             raise ConfigError(f"passage_words: expected at least 8, found {self.passage_words}")
         if self.workers < 0:
             raise ConfigError(f"workers: expected 0 or more, found {self.workers}")
-        for name in ("wiki_base_url", "atlas_base_url", "datasets_base_url"):
+        split_mirrors(self.wiki_base_url)
+        for name in ("atlas_base_url", "datasets_base_url"):
             url = getattr(self, name)
             if "://" not in url and not (name == "datasets_base_url" and not url):
-                raise ConfigError(f"{name}: expected a URL such as {WIKI_BASE_URL}, found {url!r}")
+                raise ConfigError(f"{name}: expected a URL such as https://example.org, found {url!r}")
         if self.max_passages is not None and self.max_passages < 1:
             raise ConfigError(f"max_passages: expected at least 1, found {self.max_passages}")
         for name in ("num_shots", "num_test", "num_dev", "seed"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from components.embed.config import EmbedConfig
 from ralm.artifacts.files import Location, join
@@ -20,12 +23,13 @@ from ralm.errors import ConfigError
 from ralm.log import progress
 from ralm.model import Model, open_model
 from ralm.retriever.embed import embed_texts
+from ralm.retriever.encoded import EncodedPassages, open_encoded
 from ralm.retriever.encoder import Encoder
 from ralm.retriever.vectors import binary_column
 
 logger = logging.getLogger(__name__)
 STAGE_VERSION = 1
-_COLUMNS = ("passage_id", "title", "section", "text")
+_COLUMNS = ("passage_id", "title", "section", "text", "content_hash")
 
 
 def embed(
@@ -33,6 +37,8 @@ def embed(
     passages: Location,
     model: Location,
     embeddings: Location,
+    previous_index: Location = "",
+    previous_passages: Location = "",
     shard: int = 0,
     num_shards: int = 1,
     config: EmbedConfig = EmbedConfig(),  # noqa: B008 - frozen
@@ -46,34 +52,50 @@ def embed(
         passages: A passages artifact.
         model: A model artifact; only its passage encoder is used.
         embeddings: Folder that receives the embeddings artifact; with several shards each gets a folder in it.
+        previous_index: An earlier index; a passage whose text the same encoder has encoded for it gets that vector.
+        previous_passages: The passages that the earlier index was made from.
         shard: Which shard, from 0.
         num_shards: Into how many shards the passages are cut.
         config: How they are encoded and stored.
+
+    Raises:
+        ArtifactError: an input is unfinished, or the earlier index and passages do not belong together.
+        ConfigError: a shard that is none of them, or only one of the earlier index and its passages.
     """
     if num_shards < 1:
         raise ConfigError(f"num_shards: expected at least 1, found {num_shards}")
     if not 0 <= shard < num_shards:
         raise ConfigError(f"shard: expected 0 to {num_shards - 1} of {num_shards} shards, found {shard}")
+    if bool(previous_index) != bool(previous_passages):
+        missing = "previous_passages" if previous_index else "previous_index"
+        raise ConfigError(f"embed: --previous-index and --previous-passages go together; missing: {missing}")
     source, opened = open_artifact(passages, "passages"), open_model(model)
     start, stop = shard_rows(source.manifest.rows, shard, num_shards)
     device = best_device()
     weights = resolve_dtype(config.precision, device)
     precision = str(weights).removeprefix("torch.").replace("bfloat16", "bf16").replace("float32", "fp32")
 
+    fingerprint = opened.fingerprints["passage_encoder"]
+    known = None
+    if previous_index:
+        facts = {"passage_encoder": fingerprint, "dtype": config.dtype, "precision": precision}
+        known = open_encoded(previous_index, previous_passages, **facts)
+    inputs = {"passages": source.fingerprint, "passage_encoder": fingerprint}
+
     def build(folder: Path) -> Contents:
         started_at = time.monotonic()
         name = f"shard-{shard:05d}-of-{num_shards:05d}.parquet"
-        encoder = Encoder.load(opened.passage_encoder_folder, opened.retriever, device=device, dtype=weights)
-        rows = _write_shard(folder / name, source, opened, encoder, start, stop, config)
+        vectors = PassageVectors(opened, known, config, device, weights)
+        rows = _write_shard(folder / name, _blocks(source, start, stop, config.block_passages), vectors, stop - start)
         elapsed_s = max(time.monotonic() - started_at, 1e-9)
-        logger.info("embedded %d passages on %s in %s, %.1f a second", rows, device, precision, rows / elapsed_s)
+        logger.info("embedded %d of %d passages on %s in %s", vectors.num_encoded, rows, device, precision)
         return Contents(
             rows={name: rows},
-            counts={"passages": rows},
+            counts={"passages": rows, "encoded": vectors.num_encoded, "taken_over": rows - vectors.num_encoded},
             details={
-                "dimension": encoder.dimension,
+                "dimension": vectors.dimension,
                 "dtype": config.dtype,
-                "passage_encoder": opened.fingerprints["passage_encoder"],
+                "passage_encoder": fingerprint,
                 "passages": source.fingerprint,
                 "shard": shard,
                 "num_shards": num_shards,
@@ -86,7 +108,7 @@ def embed(
         kind="embeddings",
         stage="embed",
         stage_version=STAGE_VERSION,
-        inputs={"passages": source.fingerprint, "passage_encoder": opened.fingerprints["passage_encoder"]},
+        inputs=inputs if known is None else {**inputs, "previous": known.fingerprint},
         config={"dtype": config.dtype, "precision": precision, "shard": shard, "num_shards": num_shards},
         build=build,
     )
@@ -102,24 +124,70 @@ def shard_rows(num_rows: int, shard: int, num_shards: int) -> tuple[int, int]:
     return num_rows * shard // num_shards, num_rows * (shard + 1) // num_shards
 
 
-def _write_shard(
-    path: Path, source: Artifact, model: Model, encoder: Encoder, start: int, stop: int, config: EmbedConfig
-) -> int:
-    retriever = model.retriever
-    schema = embeddings_schema(encoder.dimension, config.dtype, model.fingerprints["passage_encoder"])
-    with TableWriter(path, schema) as writer, progress(total=stop - start, what="embed", unit="passages") as bar:
-        for block in _blocks(source, start, stop, config.block_passages):
-            columns = (block.column(name).to_pylist() for name in _COLUMNS[1:])
-            texts = [retriever.format_passage(*fields) for fields in zip(*columns, strict=True)]
-            vectors_ND = embed_texts(
-                encoder,
-                texts,
-                max_tokens=retriever.max_passage_tokens,
-                token_budget=config.token_budget or None,
-                bar=bar,
-            )
-            ids = block.column("passage_id")
-            writer.write(pa.table([ids, binary_column(vectors_ND, config.dtype)], schema=schema))
+class PassageVectors:
+    """Vectors of passages: those of an earlier index where it has the text, else the encoder's, which is loaded then.
+
+    Attributes:
+        num_encoded: passages that were encoded so far.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        known: EncodedPassages | None,
+        config: EmbedConfig,
+        device: torch.device,
+        weights: torch.dtype,
+    ) -> None:
+        self._model, self._known, self._config = model, known, config
+        self._device, self._weights = device, weights
+        self.num_encoded = 0
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        folder, retriever = self._model.passage_encoder_folder, self._model.retriever
+        return Encoder.load(folder, retriever, device=self._device, dtype=self._weights)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self._known.dimension if self._known else self._encoder.dimension
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table they are written to."""
+        return embeddings_schema(self.dimension, self._config.dtype, self._model.fingerprints["passage_encoder"])
+
+    def rows(self, block: pa.Table, bar: progress) -> pa.Table:
+        """Id and vector of each passage of a block."""
+        ids = block.column("passage_id")
+        if self._known is None:
+            return pa.table([ids, binary_column(self._encode(block, bar), self._config.dtype)], schema=self.schema)
+        row_N = self._known.find(block.column("content_hash"))
+        vector_ND = self._known.vectors(np.maximum(row_N, 0))
+        new_N = np.flatnonzero(row_N < 0)
+        bar.update(len(row_N) - len(new_N))
+        if len(new_N):
+            vector_ND[new_N] = self._encode(block.take(new_N), bar)
+        return pa.table([ids, binary_column(vector_ND, self._config.dtype)], schema=self.schema)
+
+    def _encode(self, block: pa.Table, bar: progress) -> np.ndarray:
+        retriever = self._model.retriever
+        columns = (block.column(name).to_pylist() for name in ("title", "section", "text"))
+        self.num_encoded += block.num_rows
+        return embed_texts(
+            self._encoder,
+            [retriever.format_passage(*fields) for fields in zip(*columns, strict=True)],
+            max_tokens=retriever.max_passage_tokens,
+            token_budget=self._config.token_budget or None,
+            bar=bar,
+        )
+
+
+def _write_shard(path: Path, blocks: Iterator[pa.Table], vectors: PassageVectors, num_rows: int) -> int:
+    with TableWriter(path, vectors.schema) as writer, progress(total=num_rows, what="embed", unit="passages") as bar:
+        for block in blocks:
+            writer.write(vectors.rows(block, bar))
     return writer.num_rows
 
 

@@ -112,6 +112,23 @@ TRAINING_LOG: Final = _schema(
     ],
 )
 
+PAGE_CHANGES: Final = _schema(
+    "page_changes/1",
+    [
+        _field("source_id", pa.string()),
+        _field("state", pa.string()),  # added | removed | changed | renamed (only its title) | unchanged
+        _field("title_before", pa.string(), nullable=True),
+        _field("title_after", pa.string(), nullable=True),
+        _field("revision_before", pa.int64(), nullable=True),
+        _field("revision_after", pa.int64(), nullable=True),
+        *(
+            _field(f"passages_{name}", pa.int32())
+            for name in ("before", "after", "unchanged", "retitled", "moved", "added", "removed")
+        ),
+    ],
+)
+"""The pages that are not the same in two corpora."""
+
 
 def embeddings_schema(dimension: int, dtype: str, passage_encoder: str) -> pa.Schema:
     """`embeddings/1`: passage ids and their vectors as fixed-size binary (little-endian f16 or f32 values).

@@ -37,6 +37,7 @@ from ralm.artifacts.lock import only_one
 from ralm.artifacts.manifest import (
     MANIFEST,
     TIMINGS,
+    Artifact,
     FileEntry,
     Manifest,
     artifact_key,
@@ -174,6 +175,18 @@ def take_finished(output: Location, kind: str, key: str) -> Manifest | None:
     if manifest is not None:
         _hand_over(output, place, manifest)
     return manifest
+
+
+def hand_over_reference(output: Location, artifact: Artifact) -> None:
+    """Put a manifest into the output folder that refers to a finished artifact, wherever its files are.
+
+    Raises:
+        ArtifactError: the output folder holds something else.
+    """
+    _check_output(output)
+    place = artifact.base if is_remote(artifact.base) else str(local_path(artifact.base))
+    with handing_over_by_reference():
+        _hand_over(output, place, artifact.manifest)
 
 
 def build_artifact(

@@ -77,7 +77,7 @@ class TableWriter:
         self._pending_rows += table.num_rows
         self.num_rows += table.num_rows
         if self._pending_rows >= self._group_rows:
-            merged = pa.concat_tables(self._pending)
+            merged = pa.concat_tables(self._pending).combine_chunks()  # pages of a file end where chunks do
             whole = self._pending_rows // self._group_rows * self._group_rows
             self._writer.write_table(merged.slice(0, whole), row_group_size=self._group_rows)
             self._pending, self._pending_rows = [merged.slice(whole)], self._pending_rows - whole
@@ -85,7 +85,7 @@ class TableWriter:
     def close(self) -> None:
         """Write what is pending and the file's footer."""
         if self._pending_rows:
-            self._writer.write_table(pa.concat_tables(self._pending), row_group_size=self._group_rows)
+            self._writer.write_table(pa.concat_tables(self._pending).combine_chunks(), row_group_size=self._group_rows)
         self._pending, self._pending_rows = [], 0
         self._writer.close()
 

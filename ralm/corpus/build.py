@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ralm.artifacts.schemas import PASSAGES
 from ralm.artifacts.tables import TableWriter
+from ralm.corpus.cleaned import CleanedPage, take_rows
 from ralm.corpus.parallel import map_ordered
 from ralm.corpus.passages import INFOBOX, TEXT, Document, SplitLimits, cut_documents, passage_id
 from ralm.errors import DataError
@@ -27,8 +29,8 @@ PART_ROWS = 100_000
 class Batch(Protocol):
     """Some documents, cheap to send to another process."""
 
-    def documents(self) -> Iterator[Document]:
-        """The documents, made where they are cut."""
+    def documents(self) -> Iterator[Document | list[CleanedPage]]:
+        """The documents, made where they are cut, and between them pages whose passages are there already."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,21 @@ class DocumentBatch:
 
     items: list[Document]
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterator[Document | list[CleanedPage]]:
         """The documents."""
         return iter(self.items)
 
 
-def cut_batch(batch: Batch, limits: SplitLimits) -> pa.RecordBatch:
+def cut_batch(batch: Batch, limits: SplitLimits) -> pa.Table:
     """Passages of a batch as rows of `passages/1`."""
-    return pa.RecordBatch.from_pydict(cut_documents(batch.documents(), limits).columns, schema=PASSAGES)
+    tables = [PASSAGES.empty_table()]
+    for is_cut, items in itertools.groupby(batch.documents(), lambda item: isinstance(item, list)):
+        if is_cut:
+            tables += [take_rows(pages) for pages in items if isinstance(pages, list)]
+        else:
+            documents = (document for document in items if isinstance(document, Document))
+            tables.append(pa.Table.from_pydict(cut_documents(documents, limits).columns, schema=PASSAGES))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def write_passages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
+from ralm.corpus.cleaned import CleanedPage, CleanedPages
 from ralm.corpus.compressed import read_chunks
 from ralm.corpus.passages import INFOBOX, Document, Piece
 from ralm.corpus.site import ARTICLES, Site
@@ -36,19 +38,25 @@ class RawPage:
 
 @dataclass(frozen=True)
 class WikiPages:
-    """Pages to be cleaned by a worker process, with the namespace names of their wiki."""
+    """Pages for a worker process, with the namespace names of their wiki."""
 
     site: Site
-    pages: list[RawPage]
+    pages: list[RawPage | CleanedPage]
     with_infoboxes: bool = True
 
-    def documents(self) -> Iterator[Document]:
-        """The pages as plain text; infoboxes first, as pieces of their own."""
-        for page in self.pages:
-            article = parse_article(page.wikitext, self.site)
-            boxes = [Piece("", text, INFOBOX) for text in article.infoboxes] if self.with_infoboxes else []
-            texts = [Piece(section.heading, section.text) for section in article.sections]
-            yield Document(str(page.page_id), page.title, [*texts, *boxes], page.page_id, page.revision_id)
+    def documents(self) -> Iterator[Document | list[CleanedPage]]:
+        """The pages as plain text, infoboxes last, as pieces of their own; pages that are clean already as they are."""
+        for is_clean, pages in itertools.groupby(self.pages, lambda page: isinstance(page, CleanedPage)):
+            if is_clean:
+                yield [page for page in pages if isinstance(page, CleanedPage)]
+            else:
+                yield from (self._clean(page) for page in pages if isinstance(page, RawPage))
+
+    def _clean(self, page: RawPage) -> Document:
+        article = parse_article(page.wikitext, self.site)
+        boxes = [Piece("", text, INFOBOX) for text in article.infoboxes] if self.with_infoboxes else []
+        texts = [Piece(section.heading, section.text) for section in article.sections]
+        return Document(str(page.page_id), page.title, [*texts, *boxes], page.page_id, page.revision_id)
 
 
 @dataclass
@@ -58,6 +66,7 @@ class _PageInProgress:
     text: list[str] = field(default_factory=list)
     text_chars: int = 0
     is_oversized: bool = False
+    cleaned: CleanedPage | None = None
 
 
 class _Reader:
@@ -65,8 +74,9 @@ class _Reader:
 
     _PAGE_FIELDS = (("page", "title"), ("page", "ns"), ("page", "id"), ("revision", "id"), ("revision", "model"))
 
-    def __init__(self, path: Path, counts: Counter[str]) -> None:
+    def __init__(self, path: Path, counts: Counter[str], before: CleanedPages | None) -> None:
         self.path, self.counts = path, counts
+        self.before = before
         self.parser = expat.ParserCreate()
         self.parser.buffer_text = True
         self.parser.buffer_size = 1 << 16
@@ -80,7 +90,7 @@ class _Reader:
         self.namespace_key = 0
         self.page = _PageInProgress()
         self.characters: list[str] | None = None
-        self.pages: list[RawPage] = []
+        self.pages: list[RawPage | CleanedPage] = []
 
     def feed(self, data: bytes, *, is_final: bool = False) -> None:
         try:
@@ -105,10 +115,12 @@ class _Reader:
         elif tag == "revision":  # a history dump: the last revision stays
             self.page.fields.pop("revision id", None)
             self.page.text, self.page.text_chars, self.page.is_oversized = [], 0, False
+            self.page.cleaned = None
         elif tag == "redirect" and parent == "page":
             self.page.is_redirect = True
         elif tag == "text" and parent == "revision":
-            self.characters = self.page.text
+            self.page.cleaned = self._find_cleaned()
+            self.characters = None if self.page.cleaned else self.page.text
         elif tag == "namespace":
             self.namespace_key = int(attributes.get("key", "0"))
             self.characters = []
@@ -141,6 +153,8 @@ class _Reader:
             self._finish_page()
         elif tag == "siteinfo":
             self.site = Site.from_names(self.namespace_names)
+            if self.before is not None and not self.before.is_of(self.site):
+                self.before = None
         elif self.characters is not None and self.characters is not self.page.text:
             value = "".join(self.characters)
             if tag == "namespace":
@@ -149,8 +163,20 @@ class _Reader:
                 self.page.fields["revision id" if (parent, tag) == ("revision", "id") else tag] = value
         self.characters = None
 
+    def _find_cleaned(self) -> CleanedPage | None:
+        """The page as it was cleaned before; the ids come before the text in an export."""
+        fields = self.page.fields
+        if self.before is None or "id" not in fields or "revision id" not in fields:
+            return None
+        ids = self._number("id", fields["id"]), self._number("revision id", fields["revision id"])
+        return self.before.find(*ids, fields.get("title", "").strip())
+
     def _finish_page(self) -> None:
         self.counts["pages"] += 1
+        if self.page.cleaned is not None:
+            self.counts["articles"] += 1
+            self.pages.append(self.page.cleaned)
+            return
         fields = self.page.fields
         title = fields.get("title", "").strip()
         namespace = self._number("ns", fields["ns"]) if "ns" in fields else self.site.namespace(title)
@@ -182,7 +208,9 @@ class _Reader:
             raise DataError(f"{place}: expected a number as page {name}, found {value!r}") from error
 
 
-def read_dump(path: Path, counts: Counter[str]) -> Iterator[tuple[Site, RawPage]]:
+def read_dump(
+    path: Path, counts: Counter[str], before: CleanedPages | None = None
+) -> Iterator[tuple[Site, RawPage | CleanedPage]]:
     """Articles of a dump file with the namespaces of their wiki, in file order.
 
     Redirects, other namespaces, other content models and oversized pages are left out and counted.
@@ -190,11 +218,13 @@ def read_dump(path: Path, counts: Counter[str]) -> Iterator[tuple[Site, RawPage]
     Args:
         path: XML file, plain or compressed.
         counts: receives the number of pages and of what was left out.
+        before: pages of an earlier dump, cleaned with the settings of this run; a page that did not change is given as
+            it is there.
 
     Raises:
         DataError: truncated or damaged compression, malformed XML or another schema; the message names the place.
     """
-    reader = _Reader(path, counts)
+    reader = _Reader(path, counts, before)
     for chunk in read_chunks(path):
         reader.feed(chunk)
         for page in reader.pages:

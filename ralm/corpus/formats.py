@@ -13,6 +13,7 @@ from typing import Literal
 
 from ralm.artifacts.files import is_folder
 from ralm.corpus.build import Batch, DocumentBatch
+from ralm.corpus.cleaned import CleanedPage, CleanedPages
 from ralm.corpus.compressed import read_chunks
 from ralm.corpus.dump import RawPage, WikiPages, read_dump
 from ralm.corpus.folder import TEXT_SUFFIXES, read_folder, read_text_file, text_files
@@ -40,12 +41,14 @@ class Corpus:
     inputs: dict[str, str]
     """Content identity by name."""
     details: dict[str, str] = field(default_factory=dict)
-    """Which dump it is: `wiki` and `date`."""
+    """Which dump it is: `wiki` and `date`; once it is read, `site`: the identity of its namespaces."""
     dump: Dump | None = None
     urls: tuple[str, ...] = ()
     """Of an Atlas corpus: its files."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was read and what was left out; grows while batches are taken."""
+    before: CleanedPages | None = None
+    """Pages of an earlier dump that need no cleaning."""
 
     def batches(self, *, with_infoboxes: bool = True) -> Iterator[Batch]:
         """All work, cut the same way every time.
@@ -54,8 +57,8 @@ class Corpus:
             DataError: see the readers.
         """
         if self.dump is not None:
-            for part in self.dump.parts:
-                yield from _dump_batches(self.dump.fetch(part), self.counts, with_infoboxes)
+            for path in self.dump.files():
+                yield from self._dump_batches(path, with_infoboxes)
             return
         paths = [fetch_file(url) for url in self.urls] or _local_paths(self.source)
         for path in paths:
@@ -64,11 +67,26 @@ class Corpus:
                 continue
             found = detect_format(path) if self.format == "auto" else self.format
             if found == "wikimedia":
-                yield from _dump_batches(path, self.counts, with_infoboxes)
+                yield from self._dump_batches(path, with_infoboxes)
             elif found == "folder":
                 yield from _document_batches(iter([read_text_file(path, path.name)]))
             else:
                 yield from _document_batches(_counted(READERS[found](path), self.counts))
+
+    def _dump_batches(self, path: Path, with_infoboxes: bool) -> Iterator[Batch]:
+        pages: list[RawPage | CleanedPage] = []
+        chars = 0
+        site = None
+        for site, page in read_dump(path, self.counts, self.before):
+            pages.append(page)
+            chars += len(page.wikitext) if isinstance(page, RawPage) else 0
+            if chars >= BATCH_CHARS or len(pages) >= BATCH_DOCUMENTS:
+                yield WikiPages(site, pages, with_infoboxes)
+                pages, chars = [], 0
+        if site is not None:
+            self.details["site"] = site.digest
+        if pages and site is not None:
+            yield WikiPages(site, pages, with_infoboxes)
 
 
 def open_corpus(
@@ -84,13 +102,14 @@ def open_corpus(
     Args:
         source: `wiki:NAME/DATE`, `atlas:KEY`, a file, a folder of texts or of files of one format, `asset:` or any URL.
         format: how to read it; `auto` tells by name and content.
-        base_url: of the dump site.
+        base_url: of the dump site; several with commas between are mirrors.
         atlas_url: of the site of `atlas:` keys; empty: as the environment says.
         with_infoboxes: of an Atlas corpus, which keeps them in a file of their own.
 
     Raises:
         ConfigError: the source is malformed.
         DataError: nothing is there.
+        UnreachableError: no mirror of the dump site answers, and this source was not found there before.
     """
     if source.startswith(PREFIX):
         if format not in ("auto", "wikimedia"):
@@ -195,17 +214,3 @@ def _document_batches(documents: Iterator[Document]) -> Iterator[Batch]:
             items, chars = [], 0
     if items:
         yield DocumentBatch(items)
-
-
-def _dump_batches(path: Path, counts: Counter[str], with_infoboxes: bool) -> Iterator[Batch]:
-    pages: list[RawPage] = []
-    chars = 0
-    site = None
-    for site, page in read_dump(path, counts):
-        pages.append(page)
-        chars += len(page.wikitext)
-        if chars >= BATCH_CHARS or len(pages) >= BATCH_DOCUMENTS:
-            yield WikiPages(site, pages, with_infoboxes)
-            pages, chars = [], 0
-    if pages and site is not None:
-        yield WikiPages(site, pages, with_infoboxes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -48,6 +50,11 @@ class Site:
         """A site with the names of its `<siteinfo>` (number -> local name) beside the canonical ones."""
         local = {_normal(name): number for number, name in names.items() if name}
         return cls({**cls().numbers, **local})
+
+    @property
+    def digest(self) -> str:
+        """Identity of the names (16 hex digits)."""
+        return hashlib.sha256(json.dumps(sorted(self.numbers.items())).encode()).hexdigest()[:16]
 
     def namespace(self, title: str) -> int:
         """The namespace number of a page title: 0 for an article.
