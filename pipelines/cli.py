@@ -18,6 +18,8 @@ STAGES: Final = {
     "train": "train reader and retriever together",
     "evaluate": "answer questions and score answers and retrieval",
     "report": "merge evaluations into one page",
+    "compare": "tell what changed between two dumps",
+    "gate": "decide whether a new index may take over",
     "register": "register a pair of model and index in MLflow",
 }
 USAGE: Final = """usage: ralm COMMAND [--help] [arguments]
@@ -39,6 +41,12 @@ on a Kubeflow cluster:
   pipeline submit  upload a pipeline and run it
   pipeline schedule
                    upload a pipeline and run it again and again
+
+registered models:
+  registry list    list the versions, and why each is what it is
+  registry rollback
+                   make an earlier version the champion again
+  registry promote make a version the champion whatever was measured
 
 its stages:
 {stages}

@@ -11,6 +11,7 @@ from typing import Any
 from pipelines import capacity, quickstart, runs
 from pipelines.parser import Parser, add_command
 from pipelines.pipeline_commands import add_pipeline_commands
+from pipelines.registry_commands import add_registry
 from ralm.capacity.run import Cluster
 from ralm.capacity.work import DEVICES
 from ralm.errors import ConfigError
@@ -26,6 +27,7 @@ def build_parser() -> Parser:
     _add_plan(commands)
     pipeline = commands.add_parser("pipeline", help="compile, run or submit a whole pipeline", allow_abbrev=False)
     add_pipeline_commands(pipeline)
+    add_registry(commands)
     store = commands.add_parser("store", help="list or clean up what is kept", allow_abbrev=False)
     _add_store(store.add_subparsers(metavar="list|gc", required=True, parser_class=Parser))
     atlas = commands.add_parser("atlas", help="official Atlas files to artifacts and back", allow_abbrev=False)

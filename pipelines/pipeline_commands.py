@@ -7,18 +7,23 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from components import images
-from pipelines import recurring, remote, runs
-from pipelines.compile import PROFILES, compile_pipeline
+from pipelines import package_runs, recurring, remote, runs
+from pipelines.compile import (
+    COMPILED,
+    IMAGES,
+    NEVER_CACHED,
+    PIPELINES,
+    PROFILES,
+    compile_pipeline,
+    compiled_file,
+)
 from pipelines.connection import Remote, Server, ServerError, connect, quiet, require_kfp
 from pipelines.cron import parse_cron
 from pipelines.package import Package, parse_parameters, read_package, without_caching
 from pipelines.parser import Parser, add_command
 from ralm.errors import ConfigError, RalmError
-
-IMAGES: Final = (images.BASE_IMAGE, images.CPU_IMAGE, images.GPU_IMAGE)
 
 
 def add_pipeline_commands(parser: argparse.ArgumentParser) -> None:
@@ -33,27 +38,48 @@ def add_pipeline_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compile(commands: Any) -> None:
-    text = "Write the compiled graphs, one file for each profile."
+    text = "Write the compiled graphs, one file for each pipeline and profile, and check them."
     parser = add_command(commands, "compile", run_compile, lambda result: "\n".join(result["files"]), text)
     parser.add_argument("--output", default="", metavar="DIR", help="folder; empty: the committed pipelines/compiled")
+    parser.add_argument("--pipeline", default="", metavar="NAME", help="only this one")
+    parser.add_argument("--profile", choices=("", *PROFILES), default="", help="only this one")
+    parser.add_argument(
+        "--cluster", default="", metavar="FILE", help="YAML file of what your cluster has, for the profile cluster"
+    )
 
 
 def run_compile(arguments: argparse.Namespace) -> dict[str, Any]:
     """`ralm pipeline compile`."""
-    if arguments.output:
-        files = [compile_pipeline(profile, Path(arguments.output)) for profile in PROFILES]
-    else:
-        files = [compile_pipeline(profile) for profile in PROFILES]
+    require_kfp()
+    from pipelines.profiles import read_cluster
+
+    cluster = read_cluster(arguments.cluster) if arguments.cluster else None
+    if cluster and not arguments.output:
+        raise ConfigError("compile: --cluster goes with --output; the committed files are those without it")
+    folder = Path(arguments.output) if arguments.output else COMPILED
+    wanted = [(name, profile) for name in PIPELINES for profile in PROFILES]
+    files = [
+        compile_pipeline(profile, folder, name, cluster)
+        for name, profile in wanted
+        if arguments.pipeline in ("", name) and arguments.profile in ("", profile)
+    ]
+    if not files:
+        raise ConfigError(f"pipeline: expected one of {', '.join(PIPELINES)}, found {arguments.pipeline!r}")
     return {"files": [str(path) for path in files]}
 
 
 def _add_run(commands: Any) -> None:
     text = (
-        "Run the compiled pipeline on this machine. Settings come from the recipe, then --config, then the flags; "
-        "what is not given is as in the recipe."
+        "Run a compiled pipeline on this machine. Of train-and-evaluate each input is a flag: settings come from the "
+        "recipe, then --config, then the flags; what is not given is as in the recipe. The inputs of the others are "
+        "given with --param."
     )
-    parser = add_command(commands, "run", run_pipeline, runs.show_run, text)
-    parser.add_argument("--recipe", default="quickstart", help="named complete run to start from")
+    parser = add_command(commands, "run", run_pipeline, show_any_run, text)
+    parser.add_argument("--pipeline", default=PIPELINES[0], metavar="NAME", help=f"one of {', '.join(PIPELINES)}")
+    parser.add_argument(
+        "--param", action="append", default=[], metavar="NAME=VALUE", help="value of one of its inputs; repeatable"
+    )
+    parser.add_argument("--recipe", default=None, help="named complete run to start from; by default quickstart")
     parser.add_argument("--profile", choices=PROFILES, default="local", help="which compiled file")
     parser.add_argument("--config", default="", metavar="FILE", help="YAML or JSON file with any of these settings")
     for name, kind in runs.INPUTS.items():
@@ -63,8 +89,24 @@ def _add_run(commands: Any) -> None:
 def run_pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     """`ralm pipeline run`."""
     flags = {name: getattr(arguments, name) for name in runs.INPUTS if getattr(arguments, name) is not None}
-    inputs = {**(runs.read_inputs(arguments.config) if arguments.config else {}), **flags}
-    return dataclasses.asdict(runs.run_recipe(arguments.recipe, inputs, profile=arguments.profile))
+    if arguments.pipeline == PIPELINES[0]:
+        if arguments.param:
+            raise ConfigError(f"param: {arguments.pipeline} has a flag for each input, such as --passages")
+        inputs = {**(runs.read_inputs(arguments.config) if arguments.config else {}), **flags}
+        recipe = arguments.recipe or "quickstart"
+        return dataclasses.asdict(runs.run_recipe(recipe, inputs, profile=arguments.profile))
+    if arguments.config:
+        raise ConfigError(f"config: goes with {PIPELINES[0]}; give --param NAME=VALUE")
+    package = read_package(_compiled(arguments.pipeline, arguments.profile))
+    named = {**({"recipe": arguments.recipe} if arguments.recipe else {}), **flags}
+    words = [f"{name}={value}" for name, value in named.items()]
+    parameters = parse_parameters(package, [*words, *arguments.param])
+    return dataclasses.asdict(package_runs.run_package(package, parameters))
+
+
+def show_any_run(result: dict[str, Any]) -> str:
+    """A run's summary for people."""
+    return runs.show_run(result) if "registration" in result else package_runs.show_stages(result)
 
 
 def _add_lint(commands: Any) -> None:
@@ -83,7 +125,10 @@ def run_lint(arguments: argparse.Namespace) -> dict[str, Any]:
 
     problems = {
         file: lint_pipeline(
-            Path(file), allowed_images=IMAGES, is_for_cluster=arguments.cluster or _is_for_cluster(Path(file))
+            Path(file),
+            allowed_images=IMAGES,
+            is_for_cluster=arguments.cluster or _is_for_cluster(Path(file)),
+            never_cached=NEVER_CACHED,
         )
         for file in arguments.files
     }
@@ -133,24 +178,22 @@ def _add_upload_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_package(arguments: argparse.Namespace) -> Package:
-    if arguments.file:
-        path = Path(arguments.file)
-    else:
-        from pipelines.compile import PIPELINES, compiled_file
+    return read_package(Path(arguments.file) if arguments.file else _compiled(arguments.pipeline, arguments.profile))
 
-        for flag, known in (("pipeline", PIPELINES), ("profile", PROFILES)):
-            if getattr(arguments, flag) not in known:
-                found = getattr(arguments, flag)
-                raise ConfigError(f"{flag}: expected one of {', '.join(known)}, found {found!r}")
-        path = compiled_file(arguments.profile, pipeline=arguments.pipeline)
-    return read_package(path)
+
+def _compiled(pipeline: str, profile: Any) -> Path:
+    for flag, known, found in (("pipeline", PIPELINES, pipeline), ("profile", PROFILES, profile)):
+        if found not in known:
+            raise ConfigError(f"{flag}: expected one of {', '.join(known)}, found {found!r}")
+    return compiled_file(profile, pipeline=pipeline)
 
 
 def _check(package: Package) -> None:
     require_kfp()
     from pipelines.lint import check_pipeline
 
-    check_pipeline(package.path, allowed_images=IMAGES, is_for_cluster=_is_for_cluster(package.path))
+    is_for_cluster = _is_for_cluster(package.path)
+    check_pipeline(package.path, allowed_images=IMAGES, is_for_cluster=is_for_cluster, never_cached=NEVER_CACHED)
 
 
 def _connect(arguments: argparse.Namespace) -> Remote:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from components.compare.config import CompareConfig
 from components.download.config import DownloadConfig
 from components.embed.config import EmbedConfig
 from components.evaluate.config import EvaluateConfig
+from components.gate.config import GateConfig
 from components.index.config import IndexConfig
 from components.register.config import RegisterConfig
 from components.report.config import ReportConfig
@@ -44,4 +46,6 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     register: RegisterConfig = field(default_factory=RegisterConfig)

@@ -1,46 +1,167 @@
-"""The sub-graph that encodes all passages with a model and builds the index: used before and after training.
+"""The graph of a re-index: a new dump becomes the next index of a registered model, if it is no worse.
 
-It is a graph of its own, and not a function that adds tasks to the caller's graph, because kfp 2.17's local runner
-gives a loop the loop's item in place of every other task output of the same graph.
+Only what changed is cleaned and encoded. A run that finds nothing new ends after its third task.
 """
 
-from typing import List  # noqa: UP035 - KFP reads these annotations
+from typing import Any
 
 from kfp import dsl
+from kfp.dsl.pipeline_channel import PipelineChannel
 
-from components.embed.component import embed_op
-from components.index.component import index_op
+from components.compare.component import compare_op
+from components.download.component import download_passages_op, download_questions_op
+from components.evaluate.component import evaluate_op
+from components.gate.component import gate_op
+from components.plan.component import plan_op
+from components.register.component import register_op
+from components.select.component import select_pair_op
+from components.watch.component import watch_op
+from pipelines.embed_and_index import update_index
+from pipelines.profiles import place
+from pipelines.recipes import recipes_json
+from pipelines.tracing import part, tracked
+
+NAME = "reindex"
+PARTS = (update_index,)
 
 
-@dsl.pipeline(name="reindex", description="Encode all passages, shard by shard, and build the index.")
+class Rebuild:
+    """The tasks of a run that found something new."""
+
+    def __init__(self, config: Any, champion: Any, source: PipelineChannel, parent: PipelineChannel) -> None:
+        self._config, self._champion, self._parent = config, champion, parent
+        downloaded = download_passages_op(
+            source=source,
+            previous=champion["selected_passages"],
+            config=config["download"],
+            parent_run_id=parent,
+        )
+        self._passages = place(downloaded, "corpus", name="download passages").outputs["passages"]
+        compared = compare_op(
+            previous=champion["selected_passages"],
+            passages=self._passages,
+            config=config["compare"],
+            parent_run_id=parent,
+        )
+        self._changes = place(compared, "corpus", name="compare").outputs["changes"]
+        task = part(update_index)(
+            passages=self._passages,
+            model=champion["selected_model"],
+            previous_passages=champion["selected_passages"],
+            previous_index=champion["selected_index"],
+            shards=config["Output"],
+            num_shards=config["num_shards"],
+            embed=config["embed"],
+            index=config["index"],
+            parent_run_id=parent,
+        )
+        self._index = task.set_display_name("update index").output
+        self._questions = self._ask(config["questions"], "download questions")
+        self._before = self._evaluate(self._questions, "evaluate champion", is_champion=True)
+        self._after = self._evaluate(self._questions, "evaluate challenger", is_champion=False)
+
+    def _ask(self, source: PipelineChannel, name: str) -> PipelineChannel:
+        task = download_questions_op(
+            source=source, corpus=self._passages, config=self._config["download"], parent_run_id=self._parent
+        )
+        return place(task, "corpus", name=name).outputs["questions"]
+
+    def _evaluate(self, questions: PipelineChannel, name: str, *, is_champion: bool) -> PipelineChannel:
+        task = evaluate_op(
+            passages=self._champion["selected_passages"] if is_champion else self._passages,
+            index=self._champion["selected_index"] if is_champion else self._index,
+            model=self._champion["selected_model"],
+            questions=questions,
+            config=self._config["evaluate"],
+            parent_run_id=self._parent,
+        )
+        return place(task, "evaluate", name=name).outputs["predictions"]
+
+    def settle(self, fresh: PipelineChannel | None = None) -> None:
+        """Decide and register; with questions about fresh facts, if there are any."""
+        asked = {}
+        if fresh is not None:
+            questions = self._ask(fresh, "download fresh questions")
+            asked = {
+                "fresh_champion": self._evaluate(questions, "fresh facts: champion", is_champion=True),
+                "fresh_challenger": self._evaluate(questions, "fresh facts: challenger", is_champion=False),
+            }
+        decided = gate_op(
+            champion=self._before,
+            challenger=self._after,
+            champion_index=self._champion["selected_index"],
+            challenger_index=self._index,
+            changes=self._changes,
+            champion_version=self._champion["version"],
+            config=self._config["gate"],
+            parent_run_id=self._parent,
+            **asked,
+        )
+        registered = register_op(
+            model=self._champion["selected_model"],
+            index=self._index,
+            passages=self._passages,
+            predictions=self._after,
+            decision=place(decided, "small", name="gate").outputs["decision"],
+            config=self._config["register"],
+            parent_run_id=self._parent,
+        )
+        place(registered, "small", name="register", is_cached=False)
+
+
 def reindex(
-    passages: dsl.Input[dsl.Dataset],
-    model: dsl.Input[dsl.Model],
-    shards: List[int],  # noqa: UP006
-    num_shards: int,
-    embed: str,
-    index: str,
-    parent_run_id: str,
-) -> dsl.Artifact:
-    """Encode all passages with a model and build the index.
+    recipe: str = "quickstart",
+    source: str = "wiki:enwiki/latest",
+    mirrors: str = "",
+    questions: str = "",
+    fresh_questions: str = "",
+    num_shards: int = 0,
+    max_loss: float = 0.01,
+    confidence: float = 0.95,
+    force: bool = False,
+    settings: str = "{}",
+) -> None:
+    """Re-index a registered model when there is a new dump; the new index takes over only if it is no worse.
 
     Args:
-        passages: the passages.
-        model: the model whose passage encoder is used.
-        shards: numbers of the shards to encode.
-        num_shards: how many shards there are.
-        embed: config of the embed stage, JSON.
-        index: config of the index stage, JSON.
-        parent_run_id: MLflow run of the pipeline run.
+        recipe: whose champion gets the new index, and from whose settings to start.
+        source: where new texts come from: wiki:NAME/latest, or any other source of a corpus.
+        mirrors: sites with Wikipedia's dumps, with commas between; empty: dumps.wikimedia.org, or as the cluster says.
+        questions: what champion and challenger are asked: question files, a folder or dataset:NAME; empty: as in the
+            recipe.
+        fresh_questions: questions about what changed, asked besides; empty: none.
+        num_shards: tasks that share the encoding of new passages; 0: as in the recipe.
+        max_loss: how much worse the new index may be on the main figure, as a fraction of questions.
+        confidence: how sure it has to be that the loss is no greater, between 0.5 and 1.
+        force: index again what was indexed, refused or rolled back before.
+        settings: further settings as JSON, stage by stage, such as {"gate": {"max_latency_ratio": 1.5}}.
     """
-    with dsl.ParallelFor(shards) as shard:
-        embedded = embed_op(
-            passages=passages,
-            model=model,
-            shard=shard,
-            num_shards=num_shards,
-            config=embed,
-            parent_run_id=parent_run_id,
+    with tracked(NAME, recipe) as parent:
+        pair = select_pair_op(recipe=recipe)
+        champion = place(pair, "small", name="select champion", is_cached=False).outputs
+        watched = watch_op(
+            recipe=recipe,
+            source=source,
+            passages=champion["selected_passages"],
+            model=champion["selected_model"],
+            mirrors=mirrors,
+            force=force,
         )
-    shards_of_embeddings = dsl.Collected(embedded.outputs["embeddings"])
-    return index_op(embeddings=shards_of_embeddings, config=index, parent_run_id=parent_run_id).outputs["index"]
+        news = place(watched, "small", name="watch", is_cached=False).outputs
+        with dsl.If(news["Output"] == True, name="something new"):  # noqa: E712 - a channel, not a truth value
+            plan = plan_op(
+                recipes=recipes_json(),
+                recipe=recipe,
+                questions=questions,
+                num_shards=num_shards,
+                mirrors=mirrors,
+                max_loss=max_loss,
+                confidence=confidence,
+                settings=settings,
+            )
+            config = place(plan, "small", name="plan", is_cached=False).outputs
+            rebuild = Rebuild(config, champion, news["source"], parent)
+            with dsl.If(fresh_questions == "", name="without fresh questions"):
+                rebuild.settle()
+            with dsl.Else(name="with fresh questions"):
+                rebuild.settle(fresh_questions)

@@ -124,7 +124,7 @@ def run_recipe(recipe: str, inputs: Mapping[str, Any], *, profile: Profile = "lo
     from pipelines.recipes import recipes_json
     from ralm import tracking
 
-    arguments = {**inputs, "questions": _find_questions(recipe, str(inputs.get("questions", "")))}
+    arguments = {**inputs, "questions": find_questions(recipe, str(inputs.get("questions", "")))}
     planned = plan(recipes=recipes_json(), recipe=recipe, changes=Changes(**arguments))
     check_configs(planned._asdict())
     finished = run_pipeline({"recipe": recipe, **arguments}, profile=profile)
@@ -187,7 +187,7 @@ def check_configs(planned: Mapping[str, Any]) -> None:
         parse_config(getattr(module, f"{stage.title()}Config"), planned[stage])
 
 
-def _find_questions(recipe: str, given: str) -> str:
+def find_questions(recipe: str, given: str) -> str:
     """The questions' place; those of the recipe are files of this checkout, wherever it is called from."""
     from pipelines.recipes import RECIPES
 

@@ -1,6 +1,5 @@
 """The main graph: corpus to registered model. Who feeds whom; nothing else."""
 
-from kfp import dsl
 from kfp.dsl.pipeline_channel import PipelineChannel
 from kfp.dsl.pipeline_task import PipelineTask
 
@@ -9,88 +8,109 @@ from components.evaluate.component import evaluate_op
 from components.plan.component import plan_op
 from components.register.component import register_op
 from components.report.component import report_op
-from components.track.component import finish_op, start_op
 from components.train.component import train_op
+from pipelines.embed_and_index import embed_and_index
+from pipelines.profiles import place
 from pipelines.recipes import recipes_json
-from pipelines.reindex import reindex
+from pipelines.tracing import part, tracked
 
 NAME = "train-and-evaluate"
+PARTS = (embed_and_index,)
 
 
-def _reindex(
-    plan: PipelineTask,
-    passages: PipelineChannel,
-    model: PipelineChannel,
-    parent: PipelineChannel,
-    name: str,
-) -> PipelineChannel:
-    task = reindex(
-        passages=passages,
-        model=model,
-        shards=plan.outputs["Output"],
-        num_shards=plan.outputs["num_shards"],
-        embed=plan.outputs["embed"],
-        index=plan.outputs["index"],
-        parent_run_id=parent,
-    )
-    return task.set_display_name(name).output
+class Start:
+    """Tasks with which the graphs of a training begin, and what they make."""
+
+    def __init__(self, plan: PipelineTask, parent: PipelineChannel) -> None:
+        self.config = config = plan.outputs
+        self._parent, self._plan, self._index = parent, plan, part(embed_and_index)
+        downloaded = download_passages_op(source=config["passages"], config=config["download"], parent_run_id=parent)
+        self.passages = place(downloaded, "corpus", name="download passages").outputs["passages"]
+        fetched = download_model_op(
+            source=config["model"],
+            retriever=config["retriever"],
+            reader=config["reader"],
+            config=config["download"],
+            parent_run_id=parent,
+        )
+        self.model = place(fetched, "small", name="download model").outputs["model"]
+        asked = download_questions_op(
+            source=config["questions"], corpus=self.passages, config=config["download"], parent_run_id=parent
+        )
+        self.questions = place(asked, "corpus", name="download questions").outputs["questions"]
+
+    def index(self, model: PipelineChannel, name: str) -> PipelineChannel:
+        """The index of the passages by a model."""
+        task = self._index(
+            passages=self.passages,
+            model=model,
+            shards=self.config["Output"],
+            num_shards=self.config["num_shards"],
+            embed=self.config["embed"],
+            index=self.config["index"],
+            parent_run_id=self._parent,
+        )
+        return task.set_display_name(name).output
+
+    def train(self, index: PipelineChannel) -> PipelineChannel:
+        """The trained model."""
+        training = train_op(
+            passages=self.passages,
+            index=index,
+            model=self.model,
+            questions=self.questions,
+            num_processes=self.config["num_processes"],
+            nodes=self.config["nodes"],
+            config=self.config["train"],
+            parent_run_id=self._parent,
+        )
+        return place(training, "train", name="train").outputs["trained"]
+
+    def evaluate(self, model: PipelineChannel, index: PipelineChannel, name: str) -> PipelineChannel:
+        """Predictions of a model on the test questions."""
+        task = evaluate_op(
+            passages=self.passages,
+            questions=self.questions,
+            index=index,
+            model=model,
+            config=self.config["evaluate"],
+            parent_run_id=self._parent,
+        )
+        return place(task, "evaluate", name=name).outputs["predictions"]
+
+    def register(self, model: PipelineChannel, index: PipelineChannel, predictions: PipelineChannel) -> None:
+        """Register the pair."""
+        task = register_op(
+            model=model,
+            index=index,
+            passages=self.passages,
+            predictions=predictions,
+            config=self.config["register"],
+            parent_run_id=self._parent,
+        )
+        place(task, "small", name="register", is_cached=False)
 
 
 def _train_and_evaluate(plan: PipelineTask, parent: PipelineChannel) -> None:
-    config = plan.outputs
-    downloaded = download_passages_op(source=config["passages"], config=config["download"], parent_run_id=parent)
-    corpus = downloaded.set_display_name("download passages").outputs["passages"]
-    fetched = download_model_op(
-        source=config["model"],
-        retriever=config["retriever"],
-        reader=config["reader"],
-        config=config["download"],
-        parent_run_id=parent,
-    )
-    start_model = fetched.set_display_name("download model").outputs["model"]
-    asked = download_questions_op(
-        source=config["questions"], corpus=corpus, config=config["download"], parent_run_id=parent
-    )
-    questions = asked.set_display_name("download questions").outputs["questions"]
-
-    first_index = _reindex(plan, corpus, start_model, parent, "index before training")
-    test = {"passages": corpus, "questions": questions, "config": config["evaluate"], "parent_run_id": parent}
-    before = evaluate_op(index=first_index, model=start_model, **test).set_display_name("evaluate before training")
-    training = train_op(
-        passages=corpus,
-        index=first_index,
-        model=start_model,
-        questions=questions,
-        num_processes=config["num_processes"],
-        nodes=config["nodes"],
-        config=config["train"],
-        parent_run_id=parent,
-    )
-    trained = training.set_display_name("train").outputs["trained"]
+    start = Start(plan, parent)
+    first_index = start.index(start.model, "index before training")
+    before = start.evaluate(start.model, first_index, "evaluate before training")
+    trained = start.train(first_index)
     # Query-side training leaves the passage encoder as it was: the store then hands out the first embeddings again.
-    index = _reindex(plan, corpus, trained, parent, "index after training")
-    after = evaluate_op(index=index, model=trained, **test).set_display_name("evaluate after training")
-    predictions = after.outputs["predictions"]
-    report_op(
-        before=before.outputs["predictions"],
-        after=predictions,
+    index = start.index(trained, "index after training")
+    after = start.evaluate(trained, index, "evaluate after training")
+    reported = report_op(
+        before=before,
+        after=after,
         trained=trained,
-        passages=corpus,
-        config=config["report"],
-        parent_run_id=parent,
-    ).set_display_name("report")
-    registered = register_op(
-        model=trained,
-        index=index,
-        passages=corpus,
-        predictions=predictions,
-        config=config["register"],
+        passages=start.passages,
+        config=start.config["report"],
         parent_run_id=parent,
     )
-    registered.set_display_name("register").set_caching_options(False)
+    place(reported, "small", name="report")
+    start.register(trained, index, after)
 
 
-@dsl.pipeline(name=NAME, description="Corpus and questions to a trained, evaluated and registered model.")
 def train_and_evaluate(
     recipe: str = "quickstart",
     passages: str = "",
@@ -125,11 +145,7 @@ def train_and_evaluate(
         seed: of training; -1: as in the recipe.
         settings: further settings as JSON, stage by stage, such as {"train": {"num_steps": 10}}.
     """
-    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-    finished = finish_op(kfp_run_id=run_id).set_caching_options(False)
-    with dsl.ExitHandler(finished, name="run"):
-        started = start_op(recipe=recipe, kfp_run_id=run_id).set_caching_options(False)
-        parent = started.output
+    with tracked(NAME, recipe) as parent:
         plan = plan_op(
             recipes=recipes_json(),
             recipe=recipe,
@@ -146,5 +162,5 @@ def train_and_evaluate(
             learning_rate=learning_rate,
             seed=seed,
             settings=settings,
-        ).set_caching_options(False)
-        _train_and_evaluate(plan, parent)
+        )
+        _train_and_evaluate(place(plan, "small", name="plan", is_cached=False), parent)

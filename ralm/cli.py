@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ralm.artifacts.files import read_settings
+from ralm.artifacts.files import join, local_copy, read_json, read_settings
 from ralm.artifacts.manifest import Manifest
 from ralm.artifacts.store import handing_over_by_reference, stored_location
 from ralm.errors import ConfigError, RalmError, WorkerError
@@ -60,8 +61,24 @@ def run_stage(stage: Stage, argv: Sequence[str] | None = None, *, prog: str | No
     return outcome.code
 
 
-def run_task(stage: Stage, *, parent_run_id: str = "", config: str = "{}", **arguments: Any) -> Manifest:
+def run_task(
+    stage: Stage,
+    *,
+    parent_run_id: str = "",
+    config: str = "{}",
+    views: Any = None,
+    numbers: Any = None,
+    **arguments: Any,
+) -> Manifest:
     """Run a stage inside a pipeline task: config as JSON, outputs handed over as references into the store.
+
+    Args:
+        stage: its function.
+        parent_run_id: MLflow run of the pipeline run.
+        config: of the stage.
+        views: mapping of files of the artifact to where the pipeline's user interface wants them, to show them.
+        numbers: dict that receives what metrics.json holds, for the user interface.
+        **arguments: of the stage.
 
     Raises:
         SystemExit: with the exit code of `run_stage`, after the error was logged.
@@ -69,8 +86,23 @@ def run_task(stage: Stage, *, parent_run_id: str = "", config: str = "{}", **arg
     set_up_logging()
     with exit_code() as outcome, handing_over_by_reference():
         arguments["config"] = parse_config(config_type(stage), config)
-        return call_tracked(stage, arguments, parent_run_id=parent_run_id)
+        manifest = call_tracked(stage, arguments, parent_run_id=parent_run_id)
+        _show(manifest, views or {}, numbers)
+        return manifest
     raise SystemExit(outcome.code)
+
+
+def _show(manifest: Manifest, views: Mapping[str, str], numbers: dict[str, Any] | None) -> None:
+    from ralm.tracking import numbers_of
+
+    place = stored_location(manifest)
+    for name, target in views.items():
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(local_copy(join(place, name), identity=manifest.fingerprint), path)
+        path.chmod(0o644)
+    if numbers is not None:
+        numbers.update(numbers_of(read_json(join(place, "metrics.json"))))
 
 
 def run_step(step: Callable[..., T], **arguments: Any) -> T:

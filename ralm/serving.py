@@ -1,39 +1,63 @@
-"""Pairs of model and index in the MLflow registry, and the code that serves one (MLflow "models from code").
+"""Registered pairs of model and index: finding them, and the code that serves one (MLflow "models from code").
 
 A registered version holds no weights: one JSON file says where model, index and passages are, and their fingerprints.
 Loading a version opens these places and refuses what is no longer the same. MLflow runs this very file to load one.
+What writes to the registry is in `registry.py` and `rollback.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
-from pathlib import Path
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel
 from mlflow.tracking import MlflowClient
 
 from ralm import tracking
-from ralm.artifacts.files import Location, ralm_home, read_json, write_json
-from ralm.artifacts.lock import only_one
-from ralm.artifacts.manifest import read_artifact
+from ralm.artifacts.files import Location, read_json
+from ralm.artifacts.manifest import open_artifact
 from ralm.errors import ArtifactError, ConfigError, RalmError
 
-CHAMPION = "champion"
-CHALLENGER = "challenger"
-PAIR_TAG = "ralm.pair"
-METRIC_TAG = "ralm.metric"
-QUESTIONS_TAG = "ralm.questions"
-MEASURED_TAG = "ralm.measured_against"
-PLACES_TAG = "ralm.places"
-EXAMPLE = ["Who wrote Atlas Shrugged?"]
-logger = logging.getLogger(__name__)
+PREFIX: Final = "ralm-"
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+PAIR_TAG: Final = "ralm.pair"
+PLACES_TAG: Final = "ralm.places"
+METRIC_TAG: Final = "ralm.metric"
+QUESTIONS_TAG: Final = "ralm.questions"
+PREDICTIONS_TAG: Final = "ralm.predictions"
+FRESH_TAG: Final = "ralm.fresh_predictions"
+DECISION_TAG: Final = "ralm.decision"
+MODEL_TAG: Final = "ralm.model"
+INDEX_TAG: Final = "ralm.index"
+INDEX_PLACE_TAG: Final = "ralm.index_uri"
+PARENT_TAG: Final = "ralm.parent_version"
+"""The version whose model was given another index."""
+DUMP_TAG: Final = "ralm.dump_date"
+MEASURED_TAG: Final = "ralm.measured_against"
+"""The champion that a version was compared with last; empty where there was none."""
+REPLACED_TAG: Final = "ralm.replaced"
+"""The champion whose place a version took; empty where there was none."""
+REASON_TAG: Final = "ralm.reason"
+"""Why a version was promoted or refused."""
+ROLLED_BACK_TAG: Final = "ralm.rolled_back"
+"""When and why a version lost the champion's place by hand; not empty: only a person promotes it again."""
+RESTORED_TAG: Final = "ralm.restored"
+"""When and why a version got the champion's place back by hand."""
+PLACE_TAGS: Final = (PREDICTIONS_TAG, FRESH_TAG, DECISION_TAG)
+PAGE = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +79,7 @@ class Pair:
     @property
     def name(self) -> str:
         """Name of the registered model."""
-        return f"ralm-{self.recipe}"
+        return model_name(self.recipe)
 
     @property
     def places(self) -> str:
@@ -63,36 +87,42 @@ class Pair:
         return json.dumps([self.model, self.index, self.passages])
 
     def check(self) -> None:
-        """Compare the artifacts that are there with the fingerprints.
+        """Compare what is there with what was registered.
 
         Raises:
-            ArtifactError: one is missing, or is another one now.
+            ArtifactError: a part is missing, damaged, or another one now; or the index is of another encoder.
         """
-        for kind, expected in self.fingerprints.items():
-            found = read_artifact(getattr(self, kind)).fingerprint
-            if found != expected:
-                raise ArtifactError(f"{getattr(self, kind)}: {kind} is {found}, registered was {expected}")
+        opened = {kind: open_artifact(getattr(self, kind), kind) for kind in self.fingerprints}
+        for kind, artifact in opened.items():
+            expected = self.fingerprints[kind]
+            if artifact.fingerprint != expected:
+                raise ArtifactError(f"{artifact.location}: {kind} is {artifact.fingerprint}, registered was {expected}")
+        if {"model", "index"} <= opened.keys():
+            encoder = opened["model"].manifest.details["fingerprints"]["passage_encoder"]
+            found = opened["index"].manifest.details["passage_encoder"]
+            if found != encoder:
+                raise ArtifactError(f"{self.index}: made by passage encoder {found}, but {self.model} has {encoder}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Registration:
-    """What the registry says about a pair."""
+class RegisteredVersion:
+    """A version in the registry."""
 
-    name: str
     version: str
     alias: str
-    """champion or challenger."""
-    measured_against: str
-    """Version of the champion it was compared with; empty where there was none."""
-    reason: str
+    """champion, challenger, or empty."""
+    tags: dict[str, str]
+    created_at: str = ""
+    """UTC, `2026-01-31T12:00:00Z`."""
 
 
 class RalmModel(PythonModel):  # type: ignore[misc]
     """Answers questions with a registered pair; opens it on the first question."""
 
     def load_context(self, context: Any) -> None:
-        """Read the references; the artifacts behind them are checked now and loaded on the first question."""
+        """Read the references and check the artifacts behind them; these are loaded on the first question."""
         self._pair = Pair(**read_json(context.artifacts["pair"]))
+        self._pair.check()
         self._answerer: Any = None
 
     def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
@@ -107,126 +137,113 @@ class RalmModel(PythonModel):  # type: ignore[misc]
         return [json.dumps(answer.to_json(), ensure_ascii=False) for answer in self._answerer.answer(model_input, k=k)]
 
 
-def register_pair(pair: Pair, *, metric: str, value: float, questions: str, tags: dict[str, str]) -> Registration:
-    """Register a pair once, and make it the champion if its figure is higher than the present champion's.
-
-    Args:
-        pair: what is registered; a pair that is registered already keeps its version.
-        metric: name of the figure that decides.
-        value: the pair's figure.
-        questions: fingerprint of the questions it was measured on; figures on others are not compared.
-        tags: more facts for the version.
+def model_name(recipe: str) -> str:
+    """Name of a recipe's registered model.
 
     Raises:
-        RalmError: another champion came up between the comparison and the promotion; run the stage again.
+        ConfigError: no name of a recipe.
     """
-    with only_one(ralm_home() / "locks" / f"register-{pair.name}.lock", f"registering a version of {pair.name}"):
-        return _register(pair, metric, value, questions, tags)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe):
+        raise ConfigError(f"recipe: expected letters, digits, dots and dashes, found {recipe!r}")
+    return f"{PREFIX}{recipe}"
 
 
-def _register(pair: Pair, metric: str, value: float, questions: str, tags: dict[str, str]) -> Registration:
-    client = tracking.connect()
-    known = _find_version(client, pair)
-    facts = {
-        **tags,
-        PAIR_TAG: pair.fingerprint,
-        METRIC_TAG: f"{metric}={value!r}",
-        QUESTIONS_TAG: questions,
-        PLACES_TAG: pair.places,
-    }
-    version = known or _log_version(pair)
-    for key, text in facts.items():
-        client.set_model_version_tag(pair.name, version, key, text)
-    champion = _version_of(client, pair.name, CHAMPION)
-    wins, reason = _beats(client, pair.name, champion, version, metric, value, questions)
-    against = "" if champion == version else champion
-    if not known or against:
-        client.set_model_version_tag(pair.name, version, MEASURED_TAG, against)
-    alias = CHAMPION if wins else CHALLENGER
-    if champion != version:
-        promote(client, pair.name, version, alias, measured_against=champion)
-    logger.info("registered %s version %s as %s: %s", pair.name, version, alias, reason)
-    return Registration(name=pair.name, version=version, alias=alias, measured_against=against, reason=reason)
-
-
-def promote(client: MlflowClient, name: str, version: str, alias: str, *, measured_against: str) -> None:
-    """Move an alias to a version, if the champion is still the one the version was measured against.
+@contextlib.contextmanager
+def asking_registry() -> Iterator[MlflowClient]:
+    """A connected client; what MLflow refuses inside is told in one sentence.
 
     Raises:
-        RalmError: it is not.
+        ConfigError: the server does not let this user in, or not do this.
+        RalmError: it cannot be reached, or anything else went wrong there.
     """
-    champion = _version_of(client, name, CHAMPION)
-    if champion != measured_against:
-        raise RalmError(
-            f"{name}: version {version} was measured against champion {measured_against or 'none'}, but the champion "
-            f"is now {champion or 'none'}; register again"
-        )
-    client.set_registered_model_alias(name, alias, version)
-    if alias == CHAMPION and _version_of(client, name, CHALLENGER) == version:
-        client.delete_registered_model_alias(name, CHALLENGER)
-
-
-def _beats(
-    client: MlflowClient, name: str, champion: str, version: str, metric: str, value: float, questions: str
-) -> tuple[bool, str]:
-    """Whether a version becomes (or stays) champion, and why."""
-    if not champion:
-        return True, "the first version"
-    if champion == version:
-        return True, "it is the champion already"
-    tags = client.get_model_version(name, champion).tags
-    measured, _, text = tags.get(METRIC_TAG, "").partition("=")
-    if measured != metric or tags.get(QUESTIONS_TAG) != questions:
-        return False, f"champion {champion} was measured on other questions or by another metric"
-    best = float(text)
-    return value > best, f"{metric} {value:.4f}, champion {champion} has {best:.4f}"
-
-
-def _log_version(pair: Pair) -> str:
-    """Log the model and register it; inside a stage's run, else in a run of its own."""
-    with TemporaryDirectory() as folder:
-        reference = Path(folder) / "pair.json"
-        write_json(reference, dataclasses.asdict(pair))
-        info = mlflow.pyfunc.log_model(
-            name="ralm",
-            python_model=str(Path(__file__).resolve()),
-            artifacts={"pair": str(reference)},
-            input_example=(EXAMPLE, {"k": 0}),
-            pip_requirements=["ralm-pipelines[cpu]"],
-            registered_model_name=pair.name,
-            metadata={"pair": pair.fingerprint},
-        )
-    return str(info.registered_model_version)
-
-
-def _find_version(client: MlflowClient, pair: Pair) -> str:
     try:
-        versions = client.search_model_versions(f"name = '{pair.name}' and tags.`{PAIR_TAG}` = '{pair.fingerprint}'")
-    except MlflowException:
-        return ""
-    return min((str(version.version) for version in versions), key=int, default="")
+        yield tracking.connect()
+    except MlflowException as error:
+        uri = re.sub(r"//[^/@]*@", "//", tracking.tracking_uri())
+        status = error.get_http_status_code()
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME") or urlsplit(tracking.tracking_uri()).username or ""
+        if status == 401:
+            hint = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise ConfigError(f"MLflow at {uri} does not let user {user!r} in; {hint}") from error
+        if status == 403:
+            raise ConfigError(f"MLflow at {uri}: user {user!r} may not do this: {_first_line(error)}") from error
+        raise RalmError(f"MLflow at {uri}: {_first_line(error)}") from error
 
 
-def _version_of(client: MlflowClient, name: str, alias: str) -> str:
+def _first_line(error: MlflowException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
+    """Versions of a registered model by alias; none where there is no such model."""
     try:
-        return str(client.get_model_version_by_alias(name, alias).version)
-    except MlflowException:
-        return ""
+        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
 
 
-def open_pair(recipe: str, alias: str = CHAMPION) -> Pair | None:
+def search_versions(client: MlflowClient, condition: str) -> list[ModelVersion]:
+    """All versions that fulfil a condition, page by page."""
+    found = client.search_model_versions(condition, max_results=PAGE)
+    versions = list(found)
+    while found.token:
+        found = client.search_model_versions(condition, max_results=PAGE, page_token=found.token)
+        versions += found
+    return versions
+
+
+def read_version(version: ModelVersion, aliases: Mapping[str, str]) -> RegisteredVersion:
+    """A version as this project sees it; a champion that is also the challenger is the champion."""
+    number = str(version.version)
+    alias = next((alias for alias in (CHAMPION, CHALLENGER) if aliases.get(alias) == number), "")
+    created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(version.creation_timestamp / 1000))
+    return RegisteredVersion(version=number, alias=alias, tags=dict(version.tags), created_at=created_at)
+
+
+def versions(recipe: str) -> list[RegisteredVersion]:
+    """The versions of a recipe, the oldest first; none where it has no registered model.
+
+    Raises:
+        ConfigError: MLflow refuses.
+        RalmError: MLflow cannot be reached.
+    """
+    name = model_name(recipe)
+    with asking_registry() as client:
+        aliases = aliases_of(client, name)
+        found = [read_version(version, aliases) for version in search_versions(client, f"name = '{name}'")]
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def recipes() -> list[str]:
+    """Recipes that have a version."""
+    with asking_registry() as client:
+        found = {version.name for version in search_versions(client, f"name LIKE '{PREFIX}%'")}
+    return sorted(name.removeprefix(PREFIX) for name in found)
+
+
+def open_pair(recipe: str, version: str = CHAMPION) -> Pair | None:
     """The pair behind `models:/ralm-<recipe>@<alias>`, or None where the registry has none.
 
+    Args:
+        recipe: its name.
+        version: an alias, or the number of a version.
+
     Raises:
-        ConfigError: the version's reference is damaged.
+        ConfigError: the version's reference is damaged, or MLflow refuses.
+        RalmError: MLflow cannot be reached.
     """
-    client = tracking.connect()
-    name = f"ralm-{recipe}"
-    version = _version_of(client, name, alias)
-    if not version:
-        return None
-    with TemporaryDirectory() as folder:
-        uri = f"models:/{name}/{version}"
+    name = model_name(recipe)
+    with asking_registry() as client, TemporaryDirectory() as folder:
+        if version.isdecimal():
+            is_known = any(str(found.version) == version for found in search_versions(client, f"name = '{name}'"))
+            number = version if is_known else ""
+        else:
+            number = aliases_of(client, name).get(version, "")
+        if not number:
+            return None
+        uri = f"models:/{name}/{number}"
         path = mlflow.artifacts.download_artifacts(f"{uri}/artifacts/pair.json", dst_path=folder)
         try:
             return Pair(**read_json(path))
@@ -235,12 +252,12 @@ def open_pair(recipe: str, alias: str = CHAMPION) -> Pair | None:
 
 
 def registered_places() -> list[Location]:
-    """Places of models, indexes and passages that any registered version refers to."""
-    client = tracking.connect()
+    """Places of what any registered version refers to: model, index, passages, evaluations and decision."""
     places: set[Location] = set()
-    for model in client.search_registered_models("name LIKE 'ralm-%'"):
-        for version in client.search_model_versions(f"name = '{model.name}'"):
+    with asking_registry() as client:
+        for version in search_versions(client, f"name LIKE '{PREFIX}%'"):
             places.update(json.loads(version.tags.get(PLACES_TAG, "[]")))
+            places.update(version.tags[tag] for tag in PLACE_TAGS if version.tags.get(tag))
     return sorted(places)
 
 

@@ -31,10 +31,22 @@ if TYPE_CHECKING:
 EXPERIMENT: Final = "ralm"
 KFP_RUN_TAG: Final = "kfp.run_id"
 RALM_RUN_TAG: Final = "ralm.run_id"
+PARENT_RUN_TAG: Final = "mlflow.parentRunId"
+PROMOTION_TAG: Final = "ralm.promotion"
+"""Of a parent run: what became of the challenger, `promoted: ...` or `refused: ...`."""
+OUTCOME_TAG: Final = "ralm.outcome"
+"""Of a parent run: succeeded, `refused: ...`, `failed: ...` or cancelled."""
 MAX_DIGEST = 36
 MAX_PARAMETER = 6000
 PARAMETERS_IN_A_REQUEST = 100
-SMALL_FILES: Final = ("manifest.json", "metrics.json", "report.html", "registration.json")
+SMALL_FILES: Final = (
+    "manifest.json",
+    "metrics.json",
+    "report.html",
+    "decision.html",
+    "decision.json",
+    "registration.json",
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,7 +67,12 @@ def is_enabled() -> bool:
 
 def tracking_uri() -> str:
     """Where runs are kept: `MLFLOW_TRACKING_URI`, else the sqlite database of this user."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ralm_home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or own_database()
+
+
+def own_database() -> str:
+    """The sqlite database in `$RALM_HOME`, which only processes with this folder use."""
+    return f"sqlite:///{ralm_home() / 'mlflow.db'}"
 
 
 def has_registry() -> bool:
@@ -123,23 +140,48 @@ def _start_parent_run(name: str, kfp_run_id: str, params: Mapping[str, object]) 
     return run_id
 
 
-def finish_parent_run(*, tag: str, value: str, status: str) -> None:
-    """Close the parent run that carries a tag.
+def finish_parent_run(*, tag: str, value: str, status: str, tags: Mapping[str, str] | None = None) -> None:
+    """Close the parent run that carries a tag; one that the pipeline backend made is only tagged.
 
     Args:
         tag: `KFP_RUN_TAG` or `RALM_RUN_TAG`.
         value: the run's value of that tag.
         status: FINISHED, FAILED or KILLED.
+        tags: more to say of the run.
     """
-    if not is_enabled() or os.environ.get("MLFLOW_RUN_ID"):
+    if not is_enabled():
         return
 
     def finish() -> None:
         client = connect()
-        for run_id in _find_runs(client, tag, value):
-            client.set_terminated(run_id, status)
+        for run_id in _parent_runs(client, tag, value):
+            for key, text in (tags or {}).items():
+                client.set_tag(run_id, key, text[:MAX_PARAMETER])
+            if not os.environ.get("MLFLOW_RUN_ID"):
+                client.set_terminated(run_id, status)
 
     _guarded(finish)
+
+
+def read_parent_tag(kfp_run_id: str, key: str) -> str:
+    """A tag of the pipeline's parent run; empty where there is none, or no such run."""
+
+    def read() -> str:
+        client = connect()
+        found = (
+            client.get_run(run_id).data.tags.get(key, "") for run_id in _parent_runs(client, KFP_RUN_TAG, kfp_run_id)
+        )
+        return next((text for text in found if text), "")
+
+    return (_guarded(read) or "") if is_enabled() else ""
+
+
+def _parent_runs(client: MlflowClient, tag: str, value: str) -> list[str]:
+    own = os.environ.get("MLFLOW_RUN_ID")
+    if not own:
+        return _find_runs(client, tag, value)
+    parent = client.get_run(own).data.tags.get(PARENT_RUN_TAG)
+    return [parent] if parent else []
 
 
 def _find_runs(client: MlflowClient, tag: str, value: str) -> list[str]:
@@ -256,6 +298,17 @@ def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
         _on_active_run(log)
 
 
+def tag_parent_run(key: str, value: str) -> None:
+    """Set a tag on the run of the pipeline, for its last task to read; does nothing outside a pipeline's stage."""
+
+    def tag(run_id: str, client: MlflowClient) -> None:
+        parent = client.get_run(run_id).data.tags.get(PARENT_RUN_TAG)
+        if parent:
+            client.set_tag(parent, key, value[:MAX_PARAMETER])
+
+    _on_active_run(tag)
+
+
 def log_artifact(path: Path | str) -> None:
     """Attach one small file to the stage's run; does nothing outside one."""
     _on_active_run(lambda run_id, client: client.log_artifact(run_id, str(path)))
@@ -263,10 +316,10 @@ def log_artifact(path: Path | str) -> None:
 
 def _log_output(manifest: Manifest) -> None:
     place = stored_location(manifest)
-    numbers = _numbers(manifest.counts, "counts.")
+    numbers = numbers_of(manifest.counts, "counts.")
     for name, prefix in (("metrics.json", ""), ("timings.json", "timings.")):
         if exists(join(place, name)):
-            numbers |= _numbers(read_json(join(place, name)), prefix)
+            numbers |= numbers_of(read_json(join(place, name)), prefix)
     log_metrics(numbers)
     for name in SMALL_FILES:
         if exists(join(place, name)):
@@ -337,7 +390,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]
     return flat
 
 
-def _numbers(content: Mapping[str, object], prefix: str) -> dict[str, float]:
+def numbers_of(content: Mapping[str, object], prefix: str = "") -> dict[str, float]:
     """The numbers in a JSON document, by names that MLflow allows (`recall@10` becomes `recall_at_10`)."""
     return {
         key.replace("@", "_at_"): float(value)

@@ -10,6 +10,8 @@ def compare_op(
     previous: dsl.Input[dsl.Dataset],
     passages: dsl.Input[dsl.Dataset],
     changes: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
     config: str = "{}",
     parent_run_id: str = "",
 ) -> None:
@@ -18,4 +20,5 @@ def compare_op(
     from ralm.cli import run_task
 
     places = {"previous": previous.path, "passages": passages.path, "changes": changes.path}
-    run_task(compare, **places, config=config, parent_run_id=parent_run_id)
+    shown = {"views": {"changes.md": summary.path}, "numbers": metrics.metadata}
+    run_task(compare, **places, **shown, config=config, parent_run_id=parent_run_id)

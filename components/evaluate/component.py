@@ -12,6 +12,7 @@ def evaluate_op(
     model: dsl.Input[dsl.Model],
     questions: dsl.Input[dsl.Dataset],
     predictions: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
     config: str = "{}",
     parent_run_id: str = "",
 ) -> None:
@@ -20,4 +21,5 @@ def evaluate_op(
     from ralm.cli import run_task
 
     inputs = {"passages": passages.path, "index": index.path, "model": model.path, "questions": questions.path}
-    run_task(evaluate, **inputs, predictions=predictions.path, config=config, parent_run_id=parent_run_id)
+    places = {**inputs, "predictions": predictions.path}
+    run_task(evaluate, **places, numbers=metrics.metadata, config=config, parent_run_id=parent_run_id)

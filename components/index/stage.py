@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from components.index.config import IndexConfig
 from ralm.artifacts.files import Location, exists, file_system, is_folder, is_remote, join, local_path
@@ -14,48 +16,75 @@ from ralm.artifacts.schemas import PASSAGE_IDS as PASSAGE_IDS_SCHEMA
 from ralm.artifacts.store import Contents, produce
 from ralm.artifacts.tables import write_table
 from ralm.device import best_device
-from ralm.errors import ArtifactError, DataError
+from ralm.errors import ArtifactError, ConfigError, DataError
 from ralm.index.build import finish_index
+from ralm.index.kept_codes import UPDATABLE
 from ralm.index.matrix import create_matrix, to_storage
 from ralm.index.search import PASSAGE_IDS
+from ralm.index.update import PreviousError, open_previous, update_index
 from ralm.retriever.vectors import iterate_vectors
 
 STAGE_VERSION = 2
+logger = logging.getLogger(__name__)
 
 
 def index(
     *,
     embeddings: Location | list[Location],
     index: Location,
+    previous: Location = "",
     config: IndexConfig = IndexConfig(),  # noqa: B008
 ) -> Manifest:
     """Build a search index from all shards of passage embeddings.
 
+    Of an earlier index the codes are taken over where passage and vector are unchanged, for the kinds where that helps
+    (`ralm.index.kept_codes.UPDATABLE`); the others are built anew and do not look at it. It is only read.
+
     Args:
         embeddings: An embeddings artifact, a folder with one artifact per shard, or a list of these.
         index: Output folder of the index.
+        previous: An earlier version of the index, empty: none. One that cannot be read or does not fit is no error.
         config: Kind, number format and options.
 
     Returns:
         The index's manifest; `details` hold kind, metric, dimension, options as they were resolved, resident bytes
-        per vector, encoder fingerprint and recall@k against brute force.
+        per vector, encoder fingerprint and recall@k against brute force; with `previous` also whether it was updated
+        or why not (see `ralm.index.update.Update`).
 
     Raises:
         ArtifactError: a shard is missing, occurs twice, or belongs to other passages or another encoder.
-        ConfigError: the corpus is too small for the kind, or an option does not fit it.
+        ConfigError: the corpus is too small for the kind, or an option does not fit it; previous is the output folder.
         DataError: there are no vectors at all.
     """
     places = [embeddings] if isinstance(embeddings, str) else embeddings
     shards = _check_shards([shard for place in places for shard in _open_shards(place)])
+    if previous and _is_same_place(previous, index):
+        raise ConfigError(f"previous: expected another folder than the output, found {previous} for both")
+    if previous and config.kind in UPDATABLE:
+        try:
+            return _produce(index, shards, config, open_previous(previous))
+        except PreviousError as error:
+            logger.warning("index: built anew: %s", error)
+    return _produce(index, shards, config, None)
+
+
+def _produce(index: Location, shards: Sequence[Artifact], config: IndexConfig, previous: Artifact | None) -> Manifest:
+    inputs = {f"embeddings/{number}": shard.fingerprint for number, shard in enumerate(shards)}
     return produce(
         index,
         kind="index",
         stage="index",
         stage_version=STAGE_VERSION,
-        inputs={f"embeddings/{number}": shard.fingerprint for number, shard in enumerate(shards)},
-        config=config,
-        build=lambda folder: _build(folder, shards, config),
+        inputs=inputs if previous is None else {**inputs, "previous": previous.fingerprint},
+        config=config.without_update if previous is None else config,
+        build=lambda folder: _build(folder, shards, config, previous),
     )
+
+
+def _is_same_place(one: Location, other: Location) -> bool:
+    if is_remote(one) or is_remote(other):
+        return one.rstrip("/") == other.rstrip("/")
+    return local_path(one).resolve() == local_path(other).resolve()
 
 
 def _open_shards(place: Location) -> list[Artifact]:
@@ -89,7 +118,7 @@ def _check_shards(shards: Sequence[Artifact]) -> list[Artifact]:
     return sorted(shards, key=lambda shard: shard.manifest.details["shard"])
 
 
-def _build(folder: Path, shards: Sequence[Artifact], config: IndexConfig) -> Contents:
+def _build(folder: Path, shards: Sequence[Artifact], config: IndexConfig, previous: Artifact | None) -> Contents:
     source = shards[0].manifest.details
     num_passages, dimension = sum(shard.manifest.rows for shard in shards), int(source["dimension"])
     if not num_passages:
@@ -105,13 +134,16 @@ def _build(folder: Path, shards: Sequence[Artifact], config: IndexConfig) -> Con
                 except ArtifactError as error:
                     raise ArtifactError(f"{place}: {error}") from error
                 row = rows.stop
-    write_table(folder / PASSAGE_IDS, [{"passage_id": value} for value in ids_N.tolist()], PASSAGE_IDS_SCHEMA)
+    write_table(folder / PASSAGE_IDS, pa.table({"passage_id": ids_N}), PASSAGE_IDS_SCHEMA)
+    of_update: dict[str, int] = {}
+    if previous is None:
+        details = finish_index(folder, matrix_ND, config, best_device())
+    else:
+        encoder = source["passage_encoder"]
+        update = update_index(folder, matrix_ND, ids_N, previous, config, encoder, best_device())
+        details, of_update = update.details, update.counts
     return Contents(
         rows={PASSAGE_IDS: num_passages},
-        counts={"passages": num_passages, "shards": len(shards)},
-        details={
-            **finish_index(folder, matrix_ND, config, best_device()),
-            "passages": source["passages"],
-            "passage_encoder": source["passage_encoder"],
-        },
+        counts={"passages": num_passages, "shards": len(shards), **of_update},
+        details={**details, "passages": source["passages"], "passage_encoder": source["passage_encoder"]},
     )

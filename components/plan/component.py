@@ -23,6 +23,9 @@ def plan_op(
     num_steps: int = 0,
     learning_rate: float = 0.0,
     seed: int = -1,
+    mirrors: str = "",
+    max_loss: float = -1.0,
+    confidence: float = 0.0,
     settings: str = "{}",
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Plan",
@@ -42,15 +45,19 @@ def plan_op(
         ("train", str),
         ("evaluate", str),
         ("report", str),
+        ("compare", str),
+        ("gate", str),
         ("register", str),
     ],
 ):
     """Merge the recipe with the pipeline's inputs into the config of each stage."""
     from components.plan.stage import Changes, plan
+    from ralm.cli import run_step
 
     sources = {"passages": passages, "questions": questions, "model": model, "retriever": retriever, "reader": reader}
     tasks = {"num_shards": num_shards, "num_processes": num_processes, "nodes": nodes}
     sizes = {**tasks, "num_passages": num_passages, "num_steps": num_steps}
-    given = {**sources, **sizes, "learning_rate": learning_rate, "seed": seed, "settings": settings}
+    gate = {"max_loss": max_loss, "confidence": confidence, "mirrors": mirrors}
+    given = {**sources, **sizes, **gate, "learning_rate": learning_rate, "seed": seed, "settings": settings}
     changes = Changes(**given)  # type: ignore[arg-type]
-    return plan(recipes=recipes, recipe=recipe, changes=changes)
+    return run_step(plan, recipes=recipes, recipe=recipe, changes=changes)

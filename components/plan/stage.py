@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from ralm.errors import ConfigError
 
-STAGES: Final = ("download", "embed", "index", "train", "evaluate", "report", "register")
+STAGES: Final = ("download", "embed", "index", "train", "evaluate", "report", "compare", "gate", "register")
 SOURCES: Final = ("passages", "questions", "model", "retriever", "reader")
 
 
@@ -44,11 +44,25 @@ class Changes:
     """Of the reader."""
     seed: int = -1
     """Of training."""
+    mirrors: str = ""
+    """Sites that dumps are fetched from, with commas between; empty: as the task's environment says."""
+    max_loss: float = -1.0
+    """How much worse a new index may be, as a fraction of questions; -1: as in the recipe."""
+    confidence: float = 0.0
+    """How sure it has to be that the loss is no greater."""
     settings: str = "{}"
     """JSON object of stage names with settings of that stage: `{"train": {"num_steps": 10}}`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_shards", "num_processes", "nodes", "num_passages", "num_steps", "learning_rate"):
+        for name in (
+            "num_shards",
+            "num_processes",
+            "nodes",
+            "num_passages",
+            "num_steps",
+            "learning_rate",
+            "confidence",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected a positive number, found {getattr(self, name)}")
 
@@ -71,6 +85,8 @@ class Plan(NamedTuple):
     train: str
     evaluate: str
     report: str
+    compare: str
+    gate: str
     register: str
 
 
@@ -94,6 +110,8 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
     stages["register"]["recipe"] = recipe
     _apply(stages, _shortcuts(changes))
     _apply(stages, _parse_settings(changes.settings))
+    if changes.mirrors:
+        stages["download"]["wiki_base_url"] = changes.mirrors
     sources = _choose_sources(chosen["sources"], changes)
     num_shards = changes.num_shards or int(chosen["num_shards"])
     return Plan(
@@ -118,7 +136,12 @@ def _shortcuts(changes: Changes) -> dict[str, dict[str, Any]]:
         train["learning_rate"] = changes.learning_rate
     if changes.seed >= 0:
         train["seed"] = changes.seed
-    return {"train": train, "evaluate": evaluate}
+    gate: dict[str, Any] = {}
+    if changes.max_loss >= 0:
+        gate["max_loss"] = changes.max_loss
+    if changes.confidence:
+        gate["confidence"] = changes.confidence
+    return {"train": train, "evaluate": evaluate, "gate": gate}
 
 
 def _parse_settings(text: str) -> dict[str, Any]:

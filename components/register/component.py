@@ -12,6 +12,7 @@ def register_op(
     passages: dsl.Input[dsl.Dataset],
     predictions: dsl.Input[dsl.Dataset],
     registration: dsl.Output[dsl.Artifact],
+    decision: dsl.Input[dsl.Artifact] = None,
     config: str = "{}",
     parent_run_id: str = "",
 ) -> None:
@@ -20,4 +21,5 @@ def register_op(
     from ralm.cli import run_task
 
     inputs = {"model": model.path, "index": index.path, "passages": passages.path, "predictions": predictions.path}
-    run_task(register, **inputs, registration=registration.path, config=config, parent_run_id=parent_run_id)
+    places = {**inputs, "decision": decision.path if decision else "", "registration": registration.path}
+    run_task(register, **places, config=config, parent_run_id=parent_run_id)

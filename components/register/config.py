@@ -19,6 +19,9 @@ class RegisterConfig:
     """Figure of the predictions' metrics.json; the higher one wins. Nested figures are named with dots. auto: the
     task's main figure, such as `exact_match` for qa and `debiased_accuracy` for multiple_choice."""
 
+    parent_version: str = ""
+    """Version whose model was given another index; empty: the champion that the decision was measured against."""
+
     def __post_init__(self) -> None:
         """Check names."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.recipe):

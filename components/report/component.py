@@ -12,6 +12,9 @@ def report_op(
     trained: dsl.Input[dsl.Model],
     passages: dsl.Input[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+    page: dsl.Output[dsl.HTML],
     closed_book: dsl.Input[dsl.Dataset] = None,
     config: str = "{}",
     parent_run_id: str = "",
@@ -23,4 +26,5 @@ def report_op(
     inputs = {"before": before.path, "after": after.path, "trained": trained.path, "passages": passages.path}
     third = closed_book.path if closed_book else ""
     places = {**inputs, "closed_book": third, "report": report.path}
-    run_task(report_stage, **places, config=config, parent_run_id=parent_run_id)
+    shown = {"views": {"report.md": summary.path, "report.html": page.path}, "numbers": metrics.metadata}
+    run_task(report_stage, **places, **shown, config=config, parent_run_id=parent_run_id)

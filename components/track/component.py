@@ -16,11 +16,9 @@ def start_op(recipe: str, kfp_run_id: str) -> str:
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def finish_op(status: dsl.PipelineTaskFinalStatus, kfp_run_id: str) -> None:
-    """Close the parent run with the outcome of the pipeline."""
-    from ralm.log import set_up_logging
-    from ralm.tracking import KFP_RUN_TAG, finish_parent_run
+def finish_op(status: dsl.PipelineTaskFinalStatus, pipeline: str, kfp_run_id: str) -> None:
+    """Close the parent run with the outcome of the pipeline, and notify of a failure or a refusal."""
+    from components.track.stage import finish
+    from ralm.cli import run_step
 
-    set_up_logging()
-    outcome = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}.get(status.state, "FAILED")
-    finish_parent_run(tag=KFP_RUN_TAG, value=kfp_run_id, status=outcome)
+    run_step(finish, pipeline=pipeline, kfp_run_id=kfp_run_id, state=status.state, error=status.error_message)

@@ -49,23 +49,34 @@ def finish_index(
     Raises:
         ConfigError: the corpus is too small for the kind, or an option does not fit it.
     """
-    common = {
-        "kind": settings.kind,
-        "metric": "inner_product",
-        "dimension": matrix_ND.shape[1],
-        "storage": settings.storage,
-    }
-    probe_BD = make_probes(matrix_ND, settings.num_probes, seed=2)
     if settings.kind == "flat":
         flat = FlatSearcher(matrix_ND, device)
         per_value = 4 if is_resident(matrix_ND) else matrix_ND.itemsize
+        probe_BD = make_probes(matrix_ND, settings.num_probes, seed=2)
         return {
-            **common,
+            **_common_facts(matrix_ND, settings),
             "bytes_per_vector": per_value * matrix_ND.shape[1],
             "recall": measure_recall(flat.search, probe_BD, matrix_ND),
         }
     layout = resolve_layout(settings, *matrix_ND.shape)
-    index = build_faiss(matrix_ND, layout, device)
+    return write_faiss(folder, build_faiss(matrix_ND, layout, device), matrix_ND, layout, settings)
+
+
+def write_faiss(
+    folder: Path, index: Any, matrix_ND: np.ndarray, layout: Layout, settings: IndexSettings
+) -> dict[str, Any]:
+    """Write a filled faiss index, tune the effort of a search to it, and measure what it finds.
+
+    Args:
+        folder: of the index.
+        index: the filled faiss index, in main memory.
+        matrix_ND: the vectors it was filled with.
+        layout: how it was built.
+        settings: what is to be tuned, and the recall it should reach.
+
+    Returns:
+        Facts for the manifest, see `finish_index`.
+    """
     faiss.write_index(index, str(folder / FAISS_FILE))
     effort, tuned_recall = tune(index, matrix_ND, layout, settings)
     if tuned_recall < settings.recall_target:
@@ -76,17 +87,25 @@ def finish_index(
             TUNED_CUT,
             settings.recall_target,
         )
+    probe_BD = make_probes(matrix_ND, settings.num_probes, seed=2)
+    searcher = ApproximateSearcher(index, matrix_ND, layout, effort)
+    unranked = ApproximateSearcher(index, matrix_ND, layout, dataclasses.replace(effort, rerank=0))
     return {
-        **common,
+        **_common_facts(matrix_ND, settings),
         "bytes_per_vector": round((folder / FAISS_FILE).stat().st_size / len(matrix_ND), 2),
         "options": plain_options(layout, effort),
         "recall_target_reached": tuned_recall >= settings.recall_target,
-        "recall": measure_recall(ApproximateSearcher(index, matrix_ND, layout, effort).search, probe_BD, matrix_ND),
-        "recall_without_rerank": measure_recall(
-            ApproximateSearcher(index, matrix_ND, layout, dataclasses.replace(effort, rerank=0)).search,
-            probe_BD,
-            matrix_ND,
-        ),
+        "recall": measure_recall(searcher.search, probe_BD, matrix_ND),
+        "recall_without_rerank": measure_recall(unranked.search, probe_BD, matrix_ND),
+    }
+
+
+def _common_facts(matrix_ND: np.ndarray, settings: IndexSettings) -> dict[str, Any]:
+    return {
+        "kind": settings.kind,
+        "metric": "inner_product",
+        "dimension": matrix_ND.shape[1],
+        "storage": settings.storage,
     }
 
 
@@ -104,6 +123,12 @@ def plain_options(layout: Layout, effort: Effort) -> dict[str, int]:
         "rerank": effort.rerank,
     }
     return {name: numbers[name] for name, kinds in USED_BY.items() if layout.kind in kinds}
+
+
+def read_layout(details: Mapping[str, Any]) -> Layout:
+    """The layout of an approximate index, from the facts that `finish_index` returned."""
+    fixed = {name: details["options"][name] for name in ("nlist", "code_size", "hnsw_m") if name in details["options"]}
+    return Layout(kind=details["kind"], storage=details["storage"], **fixed)
 
 
 def open_searcher(
@@ -136,9 +161,8 @@ def open_searcher(
         return FlatSearcher(own_ND, device, id_N)
     if faiss_file is None:
         raise ArtifactError(f"an index of kind {details['kind']} needs a file {FAISS_FILE}; build it again")
+    layout = read_layout(details)
     options = details["options"]
-    fixed = {name: options[name] for name in ("nlist", "code_size", "hnsw_m") if name in options}
-    layout = Layout(kind=details["kind"], storage=details["storage"], **fixed)
     effort = Effort(breadth=options.get("nprobe", options.get("hnsw_ef", 1)), rerank=options.get("rerank", 0))
     index, first_row = read_faiss(faiss_file, *matrix_ND.shape), 0
     if len(own_ND) < len(matrix_ND):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from ralm.errors import ConfigError
 
@@ -87,3 +87,27 @@ class IndexSettings:
             raise ConfigError(f"num_probes: expected at least 1, found {self.num_probes}")
         if self.num_probes > MAX_PROBES:
             raise ConfigError(f"num_probes: expected 1 to {MAX_PROBES}, found {self.num_probes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings(IndexSettings):
+    """Settings of an index that may be made out of an earlier one (`ralm.index.update`)."""
+
+    max_drift: float = 0.02
+    """How much quantisation error and imbalance of the lists may grow after the index was trained, as a share of what
+    they were then; beyond that it is trained anew. 0: always anew. With 0.02 about 0.002 of recall may be lost."""
+
+    max_added: float = 0.5
+    """Share of the vectors that may have been added after the index was trained; beyond that it is trained anew."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.max_drift < float("inf"):
+            raise ConfigError(f"max_drift: expected a finite number from 0, found {self.max_drift}")
+        if not 0 <= self.max_added <= 1:
+            raise ConfigError(f"max_added: expected 0 to 1, found {self.max_added}")
+
+    @property
+    def without_update(self) -> dict[str, Any]:
+        """The settings that matter where there is no earlier index."""
+        return {field.name: getattr(self, field.name) for field in fields(IndexSettings)}

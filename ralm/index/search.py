@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -111,7 +112,9 @@ class Index:
         shape = (self.num_passages, self.dimension)
         if matrix_ND.shape != shape:
             raise ConfigError(f"matrix_ND: expected the shape of the index, {shape}, found {matrix_ND.shape}")
-        settings = IndexSettings(**self._artifact.manifest.config)
+        known = {field.name for field in dataclasses.fields(IndexSettings)}
+        config = {name: value for name, value in self._artifact.manifest.config.items() if name in known}
+        settings = IndexSettings(**config)
 
         def build(work: Path) -> Contents:
             shutil.copyfile(self._artifact.local(PASSAGE_IDS), work / PASSAGE_IDS)
@@ -132,7 +135,7 @@ class Index:
             build,
             kind="index",
             version=1,
-            config=dict(self._artifact.manifest.config),
+            config=config,
             inputs={"index": self.fingerprint},
             stage="refresh",
             stage_version=REFRESH_VERSION,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -20,9 +23,9 @@ from components.index.config import IndexConfig
 from components.index.stage import index
 from ralm.artifacts.manifest import open_artifact
 from ralm.artifacts.schemas import embeddings_schema
-from ralm.artifacts.store import Contents, produce
+from ralm.artifacts.store import Contents, handing_over_by_reference, produce
 from ralm.errors import ArtifactError, ConfigError
-from ralm.index.config import Kind
+from ralm.index.config import IndexSettings, Kind
 from ralm.index.search import open_index
 from ralm.model import open_model
 from ralm.retriever.vectors import binary_column
@@ -267,3 +270,117 @@ def test_a_damaged_faiss_file_is_refused(tmp_path: Path, many_vectors: tuple[np.
     path.write_bytes(content[:-1])
     with pytest.raises(ArtifactError, match=r"damaged: index.faiss has \d+ bytes"):
         open_index(str(tmp_path / "index"), passage_encoder="00ee")
+
+
+def some_changed(ids: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same passages in reverse, with 2 of them changed, 3 gone and 1 new."""
+    new_ids, new_vectors = ids[:2:-1].copy(), vectors[:2:-1].copy()
+    new_vectors[[4, 90]] = -new_vectors[[4, 90]]
+    return np.append(new_ids, 10**7), np.concatenate([new_vectors, vectors[:1] + 1])
+
+
+LOOSE = {"max_drift": 10.0, "max_added": 1.0}
+
+
+@pytest.mark.parametrize("is_by_reference", [False, True])
+def test_an_index_is_made_out_of_the_previous_one(
+    is_by_reference: bool, tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    config = IndexConfig(kind="ivf_sq8", nlist=7, **LOOSE)  # type: ignore[arg-type]
+    embeddings = write_shards(tmp_path / "e", *many_vectors, 2)
+    with handing_over_by_reference() if is_by_reference else contextlib.nullcontext():
+        old = index(embeddings=embeddings, index=str(tmp_path / "old"), config=config)
+    before = {path: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    ids, vectors = some_changed(*many_vectors)
+    embeddings = write_shards(tmp_path / "f", ids, vectors, 3, passages="00bb")
+    places = {"embeddings": embeddings, "previous": str(tmp_path / "old")}
+    new = index(**places, index=str(tmp_path / "new"), config=config)  # type: ignore[arg-type]
+    assert new.details["built"] == "updated"
+    assert new.counts == {"passages": 298, "shards": 3, "kept": 295, "added": 3, "removed": 5}
+    assert (new.inputs["previous"], new.details["passages"]) == (old.fingerprint, "00bb")
+    assert {path: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+    opened = open_index(str(tmp_path / "new"), passage_encoder="00ee")
+    np.testing.assert_array_equal(opened.passage_ids, ids)
+    np.testing.assert_array_equal(opened.vectors(np.arange(298)), vectors.astype(np.float32))
+    unit = vectors.astype(np.float32) / np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+    found = opened.search(unit[[4, 90, 297]] * 9, 3)
+    exact = np.sort(unit[[4, 90, 297]] * 9 @ vectors.astype(np.float32).T, axis=1)[:, :-4:-1]
+    np.testing.assert_allclose(found.scores, exact, rtol=1e-3)
+    assert index(**places, index=str(tmp_path / "again"), config=config).reused  # type: ignore[arg-type]
+    moved = opened.with_vectors(np.roll(vectors, 1, axis=0), tmp_path / "refreshed")
+    np.testing.assert_array_equal(moved.passage_ids, ids)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_kinds_that_are_built_anew_do_not_look_at_a_previous_index(
+    kind: Kind, tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    embeddings, config = write_shards(tmp_path / "e", *many_vectors, 1), IndexConfig(kind=kind)
+    plain = index(embeddings=embeddings, index=str(tmp_path / "plain"), config=config)
+    with_previous = index(embeddings=embeddings, index=str(tmp_path / "new"), previous="/nowhere", config=config)
+    assert with_previous.reused
+    assert with_previous == plain
+
+
+def test_without_a_previous_index_the_key_is_what_it_was(
+    tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Settings of updates are not in it, so that indices made by earlier versions are found again."""
+    embeddings = write_shards(tmp_path / "e", *many_vectors, 1)
+    plain = index(embeddings=embeddings, index=str(tmp_path / "plain"), config=IndexConfig(kind="ivf_sq8"))
+    assert plain.config == dataclasses.asdict(IndexSettings(kind="ivf_sq8"))
+    assert "built" not in plain.details
+    loose = IndexConfig(kind="ivf_sq8", max_drift=3.0)
+    assert index(embeddings=embeddings, index=str(tmp_path / "loose"), config=loose).reused
+    previous = str(tmp_path / "plain")
+    updated = [
+        index(embeddings=embeddings, index=str(tmp_path / f"updated-{number}"), previous=previous, config=config)
+        for number, config in enumerate([loose, dataclasses.replace(loose, max_drift=0.0)])
+    ]
+    assert [manifest.details["built"] for manifest in updated] == ["updated", "anew: max_drift is 0"]
+    assert not any(manifest.reused for manifest in updated)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "no such artifact"),
+        (lambda folder: (folder / "manifest.json").unlink(), "unfinished"),
+        (lambda folder: (folder / "matrix.npy").unlink(), "matrix.npy is missing"),
+        (lambda folder: flip_a_byte(folder / "index.faiss"), "index.faiss has another checksum"),
+        (lambda folder: flip_a_byte(folder / "passage_ids.parquet"), "passage_ids.parquet has another checksum"),
+    ],
+)
+def test_a_damaged_previous_index_is_no_error(
+    damage: Callable[[Path], object],
+    message: str,
+    tmp_path: Path,
+    many_vectors: tuple[np.ndarray, np.ndarray],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = IndexConfig(kind="ivf_sq8")
+    embeddings = write_shards(tmp_path / "e", *many_vectors, 1)
+    index(embeddings=embeddings, index=str(tmp_path / "old"), config=config)
+    new = write_shards(tmp_path / "f", *some_changed(*many_vectors), 1)
+    damage(tmp_path / "old")
+    built = index(embeddings=new, index=str(tmp_path / "new"), previous=str(tmp_path / "old"), config=config)
+    assert "index: built anew: previous index" in caplog.text
+    assert message in caplog.text
+    plain = index(embeddings=new, index=str(tmp_path / "plain"), config=config)
+    assert plain.reused
+    assert plain == built
+
+
+def test_the_previous_index_is_not_written_over(tmp_path: Path, many_vectors: tuple[np.ndarray, np.ndarray]) -> None:
+    embeddings = write_shards(tmp_path / "e", *many_vectors, 1)
+    place = str(tmp_path / "index")
+    index(embeddings=embeddings, index=place)
+    with pytest.raises(ConfigError, match="previous: expected another folder than the output"):
+        index(embeddings=embeddings, index=f"{tmp_path}/e/../index/", previous=place)

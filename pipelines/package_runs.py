@@ -1,0 +1,84 @@
+"""Runs of any compiled pipeline from the command line, and what they made, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.package import Package
+from pipelines.runs import FIGURES, find_questions
+from ralm.artifacts.files import join, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesRun:
+    """What a run of any pipeline made, stage by stage."""
+
+    pipeline: str
+    run_id: str
+    artifacts: list[dict[str, Any]]
+    """One for each stage, as they ended: stage, kind, uri, fingerprint, counts, reused, elapsed_s."""
+    changes: dict[str, Any]
+    """Of a re-index: pages and passages by what became of them."""
+    decision: dict[str, Any]
+    """Of a re-index: whether the new index takes over, why, and the figures."""
+    registered: dict[str, Any]
+    """Name, version, alias and reason, where something was registered."""
+    metrics: dict[str, Any]
+    """Of the last evaluation."""
+    elapsed_s: float
+
+
+def run_package(package: Package, parameters: Mapping[str, Any]) -> StagesRun:
+    """Run any compiled pipeline here.
+
+    Raises:
+        PipelineError: a task failed.
+    """
+    from pipelines.local import run_pipeline
+
+    recipe = str(parameters.get("recipe", package.inputs["recipe"].get("defaultValue", "")))
+    given = {**parameters, "questions": find_questions(recipe, str(parameters.get("questions", "")))}
+    finished = run_pipeline(given, file=package.path)
+    found = {}
+    for kind, name in _SHOWN.items():
+        place = finished.last(kind)
+        found[kind] = read_json(join(place, name)) if place else {}
+    return StagesRun(
+        pipeline=package.name,
+        run_id=finished.run_id,
+        artifacts=finished.events,
+        changes=found["changes"],
+        decision=found["decision"],
+        registered=found["registration"],
+        metrics=found["predictions"],
+        elapsed_s=round(finished.elapsed_s, 1),
+    )
+
+
+_SHOWN = {
+    "changes": "changes.json",
+    "decision": "decision.json",
+    "registration": "registration.json",
+    "predictions": "metrics.json",
+}
+
+
+def show_stages(result: dict[str, Any]) -> str:
+    """A run of any pipeline for people."""
+    lines = [f"pipeline           {result['pipeline']}, {result['elapsed_s']:.0f} s"]
+    if result["changes"]:
+        passages = result["changes"]["passages"]
+        lines.append(f"passages           {passages['after']:,}, {passages['encoded']:,} of them encoded")
+    if not result["artifacts"]:
+        lines.append("nothing new        the champion is up to date")
+    for name, label in FIGURES:
+        if name in result["metrics"]:
+            lines.append(f"{label:<18} {result['metrics'][name]:.3f}")
+    registered = result["registered"]
+    if registered.get("version"):
+        lines.append(f"registered         {registered['name']} version {registered['version']} ({registered['alias']})")
+    if registered:
+        lines.append(f"because            {registered['reason']}")
+    return "\n".join(lines)
