@@ -109,6 +109,11 @@ def _check_shards(shards: Sequence[Artifact]) -> list[Artifact]:
             found = shard.manifest.details[name]
             if found != first[name]:
                 raise ArtifactError(f"{shard.location}: {name} is {found}, but {first[name]} in {shards[0].location}")
+        precisions = [part.manifest.config.get("precision", "unknown") for part in (shard, shards[0])]
+        if precisions[0] != precisions[1]:
+            raise ArtifactError(
+                f"{shard.location}: encoded in {precisions[0]}, but in {precisions[1]} {shards[0].location}"
+            )
     numbers = [shard.manifest.details["shard"] for shard in shards]
     if sorted(numbers) != list(range(first["num_shards"])):
         raise ArtifactError(
@@ -145,5 +150,9 @@ def _build(folder: Path, shards: Sequence[Artifact], config: IndexConfig, previo
     return Contents(
         rows={PASSAGE_IDS: num_passages},
         counts={"passages": num_passages, "shards": len(shards), **of_update},
-        details={**details, "passages": source["passages"], "passage_encoder": source["passage_encoder"]},
+        details={
+            **details,
+            **{name: source[name] for name in ("passages", "passage_encoder")},
+            "precision": shards[0].manifest.config.get("precision", "unknown"),
+        },
     )

@@ -57,8 +57,8 @@ def hash_keys(content_hash: pa.ChunkedArray, place: Location) -> np.ndarray:
     """
     keys = [np.empty((0, 2), np.uint64)]
     for chunk in content_hash.chunks:
-        texts = np.array(chunk.to_numpy(zero_copy_only=False), dtype="S64")
-        digit_NH = _NIBBLES[texts.view(np.uint8).reshape(len(texts), -1)[:, :HASH_DIGITS]]
+        texts = np.array(chunk.cast(pa.binary()).to_numpy(zero_copy_only=False), dtype=f"S{HASH_DIGITS}")
+        digit_NH = _NIBBLES[texts.view(np.uint8).reshape(-1, HASH_DIGITS)]
         if (digit_NH > 15).any():
             row = int(np.flatnonzero((digit_NH > 15).any(1))[0])
             raise ArtifactError(
