@@ -148,9 +148,19 @@ def run_plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _add_store(commands: Any) -> None:
     add_command(commands, "list", run_list, show_store, "List the finished artifacts, oldest first.")
-    text = "Remove old artifacts that neither the last run nor a registered version was made from."
+    text = (
+        "Remove old artifacts that neither the last run nor a registered version was made from. Embeddings go in any "
+        "case: an index holds the same vectors."
+    )
     parser = add_command(commands, "gc", run_gc, show_store, text)
     parser.add_argument("--keep-days", type=float, default=14.0, help="younger artifacts stay")
+    parser.add_argument(
+        "--keep-versions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="retire all but the newest N versions of each recipe, the champion and the one before it; 0: none",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only list what would be removed")
 
 
@@ -164,9 +174,23 @@ def run_list(arguments: argparse.Namespace) -> dict[str, Any]:
 def run_gc(arguments: argparse.Namespace) -> dict[str, Any]:
     """`ralm store gc`."""
     from ralm.artifacts.collect import collect_garbage
+    from ralm.tracking import has_registry
 
-    removed = collect_garbage(roots=runs.places_in_use(), keep_days=arguments.keep_days, is_dry_run=arguments.dry_run)
-    return {"artifacts": [dataclasses.asdict(artifact) for artifact in removed], "dry_run": arguments.dry_run}
+    surplus = []
+    if arguments.keep_versions:
+        from ralm.retention import retire, surplus_versions
+
+        surplus = surplus_versions(arguments.keep_versions) if has_registry() else []
+    without = {(f"ralm-{recipe}", version.version) for recipe, version in surplus}
+    places = runs.places_in_use(without)
+    for recipe, version in surplus if not arguments.dry_run else ():
+        retire(recipe, version)  # first: a version without artifacts must not look as if it had them
+    removed = collect_garbage(roots=places, keep_days=arguments.keep_days, is_dry_run=arguments.dry_run)
+    return {
+        "artifacts": [dataclasses.asdict(artifact) for artifact in removed],
+        "dry_run": arguments.dry_run,
+        "retired": [f"ralm-{recipe} {version.version}" for recipe, version in surplus],
+    }
 
 
 def show_store(result: dict[str, Any]) -> str:
@@ -176,7 +200,8 @@ def show_store(result: dict[str, Any]) -> str:
         for item in result["artifacts"]
     ]
     verb = "" if "dry_run" not in result else " would be removed" if result["dry_run"] else " removed"
-    return "\n".join([*lines, f"{len(lines)} artifacts{verb}"])
+    retired = [f"{name}{verb.replace('removed', 'retired')}" for name in result.get("retired", [])]
+    return "\n".join([*lines, *retired, f"{len(lines)} artifacts{verb}"])
 
 
 def _add_atlas(commands: Any) -> None:

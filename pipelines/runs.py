@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -255,8 +255,12 @@ def read_last() -> LastRun | None:
         raise ArtifactError(f"{place}: damaged: {error}") from error
 
 
-def places_in_use() -> list[Location]:
-    """What the last run and the registry's versions refer to: the store must keep it."""
+def places_in_use(without: Collection[tuple[str, str]] = ()) -> list[Location]:
+    """What the last run and the registry's versions refer to: the store must keep it.
+
+    Args:
+        without: (name, version) of versions that do not count.
+    """
     from ralm.tracking import has_registry
 
     last = read_last()
@@ -266,7 +270,7 @@ def places_in_use() -> list[Location]:
     if has_registry():
         from ralm.serving import registered_places
 
-        places += registered_places()
+        places += registered_places(without)
     return sorted(set(places))
 
 

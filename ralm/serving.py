@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -56,6 +56,8 @@ ROLLED_BACK_TAG: Final = "ralm.rolled_back"
 """When and why a version lost the champion's place by hand; not empty: only a person promotes it again."""
 RESTORED_TAG: Final = "ralm.restored"
 """When and why a version got the champion's place back by hand."""
+RETIRED_TAG: Final = "ralm.retired"
+"""When a version's artifacts were given up; it cannot answer any more."""
 PLACE_TAGS: Final = (PREDICTIONS_TAG, FRESH_TAG, DECISION_TAG)
 PAGE = 1000
 
@@ -251,14 +253,26 @@ def open_pair(recipe: str, version: str = CHAMPION) -> Pair | None:
             raise ConfigError(f"{uri}: no reference to model and index: {error}") from error
 
 
-def registered_places() -> list[Location]:
-    """Places of what any registered version refers to: model, index, passages, evaluations and decision."""
+def registered_places(without: Collection[tuple[str, str]] = ()) -> list[Location]:
+    """Places of what the registered versions refer to: model, index, passages, evaluations and decision.
+
+    Args:
+        without: (name, version) of versions that do not count, beside those that are retired.
+    """
     places: set[Location] = set()
     with asking_registry() as client:
         for version in search_versions(client, f"name LIKE '{PREFIX}%'"):
+            if version.tags.get(RETIRED_TAG) or (version.name, str(version.version)) in without:
+                continue
             places.update(json.loads(version.tags.get(PLACES_TAG, "[]")))
             places.update(version.tags[tag] for tag in PLACE_TAGS if version.tags.get(tag))
     return sorted(places)
+
+
+def tag_version(name: str, version: str, key: str, value: str) -> None:
+    """Set one tag of a version."""
+    with asking_registry() as client:
+        client.set_model_version_tag(name, version, key, value)
 
 
 mlflow.models.set_model(RalmModel())

@@ -24,7 +24,7 @@ from ralm.index.search import PASSAGE_IDS
 from ralm.index.update import PreviousError, open_previous, update_index
 from ralm.retriever.vectors import iterate_vectors
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 logger = logging.getLogger(__name__)
 
 

@@ -12,6 +12,9 @@ from ralm.artifacts.manifest import MANIFEST, Manifest, read_artifact
 from ralm.artifacts.store import store_uri
 from ralm.errors import ArtifactError, ConfigError
 
+REPEATED_KINDS = ("embeddings",)
+"""Nothing is lost without them: an index holds the vectors, and a re-index takes them from there."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredArtifact:
@@ -48,7 +51,7 @@ def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run
 
     Args:
         roots: store locations that are in use: those of the registry's versions and of the last run. What they were
-            made from is kept too.
+            made from is kept too, but for embeddings.
         keep_days: younger artifacts stay whatever refers to them.
         is_dry_run: only tell.
 
@@ -73,7 +76,8 @@ def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run
         artifact = todo.pop()
         if artifact.uri not in needed:
             needed.add(artifact.uri)
-            todo += [source for fingerprint in artifact.inputs for source in by_fingerprint.get(fingerprint, [])]
+            sources = [source for fingerprint in artifact.inputs for source in by_fingerprint.get(fingerprint, [])]
+            todo += [source for source in sources if source.kind not in REPEATED_KINDS]
     unused = [artifact for artifact in stored if artifact.uri not in needed and artifact.age_days >= keep_days]
     if not is_dry_run:
         for artifact in unused:

@@ -24,6 +24,8 @@ class CleanedPage:
     """A page whose passages are rows of an earlier artifact."""
 
     location: Location
+    fingerprint: str
+    """Of the artifact; another may take its place at the location."""
     start: int
     stop: int
 
@@ -42,13 +44,12 @@ class CleanedPages:
 
     def __init__(self, location: Location) -> None:
         artifact = open_artifact(location, "passages")
-        self.location = artifact.base
+        self.location, self.fingerprint = artifact.base, artifact.fingerprint
         self._site = artifact.manifest.details.get("site", "")
-        self.num_found = 0
         places = [place for place, _ in artifact.tables()]
         table = read_table(places, "passages/1", ["page_id", "revision_id", "title"])
         page_N, revision_N = (table.column(name).fill_null(-1).to_numpy() for name in ("page_id", "revision_id"))
-        first = np.flatnonzero(np.diff(page_N, prepend=-2))
+        first = np.flatnonzero((np.diff(page_N, prepend=-2) != 0) | (np.diff(revision_N, prepend=-2) != 0))
         order = np.argsort(page_N[first], kind="stable")
         self._start, self._page_id = first[order], page_N[first][order]
         self._stop = np.append(first[1:], len(page_N))[order]
@@ -57,31 +58,41 @@ class CleanedPages:
         self._is_whole = once[:-1] & once[1:] & (self._revision_id >= 0)
         """A page in several places, as in a folder of dumps, is not told apart."""
         self._titles = table.column("title").take(pa.array(self._start)).combine_chunks()
+        self._is_taken = np.zeros(len(first), dtype=bool)
+
+    @property
+    def num_found(self) -> int:
+        """Pages that did not change, as far as they were asked for."""
+        return int(self._is_taken.sum())
 
     def is_of(self, site: Site) -> bool:
         """True if the pages were cleaned with the namespaces of this wiki."""
         return bool(self._site == site.digest)
 
     def find(self, page_id: int, revision_id: int, title: str) -> CleanedPage | None:
-        """The rows of a page in this revision and with this title, if there are any."""
+        """The rows of a page in this revision and with this title, if there are any.
+
+        Of several calls for a page, as for a history dump, the last one counts.
+        """
         place = int(np.searchsorted(self._page_id, page_id))
         if place == len(self._page_id) or self._page_id[place] != page_id or not self._is_whole[place]:
             return None
-        if self._revision_id[place] != revision_id or self._titles[place].as_py() != title:
+        is_same = bool(self._revision_id[place] == revision_id and self._titles[place].as_py() == title)
+        self._is_taken[place] = is_same
+        if not is_same:
             return None
-        self.num_found += 1
-        return CleanedPage(self.location, int(self._start[place]), int(self._stop[place]))
+        return CleanedPage(self.location, self.fingerprint, int(self._start[place]), int(self._stop[place]))
 
 
 def take_rows(pages: list[CleanedPage]) -> pa.Table:
     """The passages of pages of one artifact, page after page."""
-    reader = _reader(pages[0].location)
+    reader = _reader(pages[0].location, pages[0].fingerprint)
     return pa.concat_tables([reader.rows(page.start, page.stop) for page in pages])
 
 
 @functools.lru_cache(maxsize=1)
-def _reader(location: Location) -> _RowReader:
-    return _RowReader(location)
+def _reader(location: Location, fingerprint: str) -> _RowReader:
+    return _RowReader(location)  # the fingerprint is only a part of the cache's key
 
 
 class _RowReader:

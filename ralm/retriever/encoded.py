@@ -41,12 +41,15 @@ class EncodedPassages:
         details = index.manifest.details
         ids = read_table(index.file(PASSAGE_IDS), "passage_ids/1").column(0)
         self._matrix_ND = open_matrix(index.local(MATRIX), len(ids), int(details["dimension"]))
+        differs = ArtifactError(f"{index.location}: its rows are not those of {passages.location}")
+        if passages.manifest.rows != len(ids):
+            raise differs
         key_N2 = np.empty((len(ids), 2), np.uint64)
         start = 0
         for table in iterate_rows(passages.tables(), "passages/1", columns=["passage_id", "content_hash"]):
             stop = start + table.num_rows
-            if stop > len(ids) or not table.column("passage_id").equals(ids.slice(start, table.num_rows)):
-                raise ArtifactError(f"{index.location}: its rows are not those of {passages.location}")
+            if not table.column("passage_id").equals(ids.slice(start, table.num_rows)):
+                raise differs
             key_N2[start:stop] = hash_keys(table.column("content_hash"), passages.location)
             start = stop
         self._rows = ContentRows(key_N2)
