@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test test-slow test-gpu check format compile clean
+.PHONY: install quickstart test test-slow test-gpu test-faults check format compile clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,9 @@ test-slow: install ## long tests: real models, whole dumps, kill and resume
 
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-faults: install ## kill -9 at 20 random moments of a re-index (about 10 minutes on 2 cores)
+	$(BIN)/python tests/faults/reindex_faults.py
 
 check: install ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from components.download.stage import download
 from components.embed.config import EmbedConfig
 from components.embed.stage import embed
 from components.index.config import IndexConfig
@@ -46,29 +48,34 @@ CASES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Earlier:
-    """An index and the passages it was made from."""
+def encode(folder: Path, model: str, earlier: Path | None = None, config: EmbedConfig = CONFIG) -> Manifest:
+    """Embeds `passages` of a folder into its `embeddings`; `earlier` is a folder with `passages` and `index`."""
+    return embed(
+        passages=str(folder / "passages"),
+        model=model,
+        embeddings=str(folder / "embeddings"),
+        previous_index=str(earlier / "index") if earlier else "",
+        previous_passages=str(earlier / "passages") if earlier else "",
+        config=config,
+    )
 
-    passages: str
-    index: str
 
-    @property
-    def arguments(self) -> dict[str, str]:
-        return {"previous_passages": self.passages, "previous_index": self.index}
-
-
-def make_index(folder: Path, rows: Sequence[Row], model: str, config: EmbedConfig = CONFIG) -> Earlier:
+def make_index(folder: Path, rows: Sequence[Row], model: str, config: EmbedConfig = CONFIG) -> Path:
     write_passages(folder / "passages", rows)
-    embed(passages=str(folder / "passages"), model=model, embeddings=str(folder / "embeddings"), config=config)
+    encode(folder, model, config=config)
     storage = IndexConfig(storage=config.dtype)
     index(embeddings=str(folder / "embeddings"), index=str(folder / "index"), config=storage)
-    return Earlier(str(folder / "passages"), str(folder / "index"))
+    return folder
 
 
 @pytest.fixture
-def earlier(tmp_path: Path, tiny_model: str) -> Earlier:
+def earlier(tmp_path: Path, tiny_model: str) -> Path:
     return make_index(tmp_path / "earlier", ROWS, tiny_model)
+
+
+def new_corpus(folder: Path, rows: Sequence[Row] = ROWS, **sizes: int) -> Path:
+    write_passages(folder / "passages", rows, **sizes)
+    return folder
 
 
 @pytest.fixture
@@ -96,60 +103,56 @@ def assert_equal_embeddings(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_what_changed_is_encoded_and_the_result_is_that_of_a_full_run(
-    tmp_path: Path, tiny_model: str, earlier: Earlier, case: str, num_shards: int
+    tmp_path: Path, tiny_model: str, earlier: Path, case: str, num_shards: int
 ) -> None:
     rows, expected = CASES[case]
-    write_passages(tmp_path / "passages", rows)
-    common: dict[str, Any] = {"passages": str(tmp_path / "passages"), "model": tiny_model, "config": CONFIG}
-    common |= {"num_shards": num_shards}
+    new_corpus(tmp_path, rows)
+    run = functools.partial(
+        embed, passages=str(tmp_path / "passages"), model=tiny_model, num_shards=num_shards, config=CONFIG
+    )
+    before: dict[str, Any] = {"previous_passages": str(earlier / "passages"), "previous_index": str(earlier / "index")}
     encoded = taken_over = 0
     for shard in range(num_shards):
-        full, part = tmp_path / "full" / str(shard), tmp_path / "part" / str(shard)
-        assert counts(embed(embeddings=str(full.parent), shard=shard, **common))[1] == 0
-        manifest = embed(embeddings=str(part.parent), shard=shard, **common, **earlier.arguments)
-        encoded, taken_over = encoded + counts(manifest)[0], taken_over + counts(manifest)[1]
-        names = [f"shard-{shard:05d}-of-{num_shards:05d}"] if num_shards > 1 else [""]
-        assert_equal_embeddings(full.parent / names[0], part.parent / names[0])
+        assert counts(run(embeddings=str(tmp_path / "full"), shard=shard))[1] == 0
+        found = counts(run(embeddings=str(tmp_path / "part"), shard=shard, **before))
+        encoded, taken_over = encoded + found[0], taken_over + found[1]
+        name = f"shard-{shard:05d}-of-{num_shards:05d}" if num_shards > 1 else ""
+        assert_equal_embeddings(tmp_path / "full" / name, tmp_path / "part" / name)
     assert (encoded, taken_over) == (expected, len(rows) - expected)
     for name in ("full", "part"):
         config = IndexConfig(storage="f32")
         index(embeddings=str(tmp_path / name), index=str(tmp_path / f"{name}-index"), config=config)
     encoder = open_artifact(str(tmp_path / "full-index"), "index").manifest.details["passage_encoder"]
-    opened = [open_index(str(tmp_path / f"{name}-index"), passage_encoder=encoder) for name in ("full", "part")]
-    question_BD = opened[0].vectors(np.arange(len(rows))) + 0.1
-    found = [searcher.search(question_BD, 10) for searcher in opened]
-    np.testing.assert_array_equal(found[0].passage_ids, found[1].passage_ids)
-    np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-4)
+    searchers = [open_index(str(tmp_path / f"{name}-index"), passage_encoder=encoder) for name in ("full", "part")]
+    question_BD = searchers[0].vectors(np.arange(len(rows))) + 0.1
+    of_full, of_part = (searcher.search(question_BD, 10) for searcher in searchers)
+    np.testing.assert_array_equal(of_full.passage_ids, of_part.passage_ids)
+    np.testing.assert_allclose(of_full.scores, of_part.scores, atol=1e-4)
 
 
 def test_an_unchanged_corpus_needs_no_encoder(
-    tmp_path: Path, tiny_model: str, earlier: Earlier, no_encoder: Callable[[], None]
+    tmp_path: Path, tiny_model: str, earlier: Path, no_encoder: Callable[[], None]
 ) -> None:
     no_encoder()
-    full = open_artifact(str(Path(earlier.index).parent / "embeddings"), "embeddings")
-    manifest = embed(
-        passages=earlier.passages, model=tiny_model, embeddings=str(tmp_path / "a"), config=CONFIG, **earlier.arguments
-    )
+    manifest = encode(new_corpus(tmp_path / "same"), tiny_model, earlier)
     assert counts(manifest) == (0, 30)
-    assert manifest.fingerprint == full.fingerprint
+    assert manifest.fingerprint == open_artifact(str(earlier / "embeddings"), "embeddings").fingerprint
     assert not manifest.reused
-    write_passages(tmp_path / "new", CHANGED)
     with pytest.raises(AssertionError, match="the encoder was loaded"):
-        embed(passages=str(tmp_path / "new"), model=tiny_model, embeddings=str(tmp_path / "b"), **earlier.arguments)
+        encode(new_corpus(tmp_path / "changed", CHANGED), tiny_model, earlier)
 
 
 @pytest.mark.parametrize("block_passages", [1, 5, 7, 15])
 def test_blocks_and_row_groups_do_not_matter(
-    tmp_path: Path, tiny_model: str, earlier: Earlier, block_passages: int
+    tmp_path: Path, tiny_model: str, earlier: Path, block_passages: int
 ) -> None:
     """Blocks that end where row groups do as well."""
-    write_passages(tmp_path / "passages", CHANGED, part_rows=20, group_rows=5)
-    places = {"passages": str(tmp_path / "passages"), "model": tiny_model}
-    embed(**places, embeddings=str(tmp_path / "full"), config=CONFIG)
+    for name in ("full", "part"):
+        new_corpus(tmp_path / name, CHANGED, part_rows=20, group_rows=5)
+    encode(tmp_path / "full", tiny_model)
     config = dataclasses.replace(CONFIG, block_passages=block_passages)
-    manifest = embed(**places, embeddings=str(tmp_path / "part"), config=config, **earlier.arguments)
-    assert counts(manifest) == (1, 29)
-    assert_equal_embeddings(tmp_path / "full", tmp_path / "part")
+    assert counts(encode(tmp_path / "part", tiny_model, earlier, config)) == (1, 29)
+    assert_equal_embeddings(tmp_path / "full" / "embeddings", tmp_path / "part" / "embeddings")
 
 
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
@@ -159,39 +162,36 @@ def test_vectors_that_were_taken_over_have_their_bytes(
 ) -> None:
     config = EmbedConfig(dtype=dtype, precision=precision)
     earlier = make_index(tmp_path / "earlier", ROWS, tiny_model, config)
-    write_passages(tmp_path / "passages", CHANGED)
-    places = {"passages": str(tmp_path / "passages"), "model": tiny_model, "embeddings": str(tmp_path / "part")}
-    assert counts(embed(**places, config=config, **earlier.arguments)) == (1, 29)
-    files = [tmp_path / "earlier" / "embeddings", tmp_path / "part"]
-    (_, old_ND), (_, new_ND) = (read_vectors(str(next(file.glob("*.parquet")))) for file in files)
+    later = new_corpus(tmp_path / "later", CHANGED)
+    assert counts(encode(later, tiny_model, earlier, config)) == (1, 29)
+    files = [next((folder / "embeddings").glob("*.parquet")) for folder in (earlier, later)]
+    (_, old_ND), (_, new_ND) = (read_vectors(str(file)) for file in files)
     assert old_ND.dtype == new_ND.dtype == np.dtype(dtype.replace("f", "float"))
     is_kept_N = np.arange(30) != 4
     np.testing.assert_array_equal(old_ND[is_kept_N], new_ND[is_kept_N])
     assert not np.array_equal(old_ND[4], new_ND[4])
 
 
-def test_a_re_index_of_a_re_index(tmp_path: Path, tiny_model: str, earlier: Earlier) -> None:
-    """Three dumps one after another; the last brings back a text of the first, which is not kept anywhere."""
+def test_a_re_index_of_a_re_index(tmp_path: Path, tiny_model: str, earlier: Path) -> None:
+    """Three dumps one after another; the last brings back texts of the first, which are kept nowhere."""
     before = earlier
     for number, (rows, expected) in enumerate([(CHANGED, 1), (CHANGED[:25], 0), (ROWS, 6)]):
-        folder = tmp_path / str(number)
-        write_passages(folder / "passages", rows)
-        places = {"passages": str(folder / "passages"), "model": tiny_model, "embeddings": str(folder / "embeddings")}
-        assert counts(embed(**places, config=CONFIG, **before.arguments))[0] == expected
-        config = IndexConfig(storage="f32")
-        index(embeddings=places["embeddings"], index=str(folder / "index"), previous=before.index, config=config)
-        before = Earlier(places["passages"], str(folder / "index"))
-    assert_equal_embeddings(tmp_path / "earlier" / "embeddings", tmp_path / "2" / "embeddings")
+        folder = new_corpus(tmp_path / str(number), rows)
+        assert counts(encode(folder, tiny_model, before))[0] == expected
+        places = {"embeddings": str(folder / "embeddings"), "index": str(folder / "index")}
+        index(**places, previous=str(before / "index"), config=IndexConfig(storage="f32"))
+        before = folder
+    assert_equal_embeddings(earlier / "embeddings", before / "embeddings")
 
 
 @pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_model_files: Path) -> Path:
-    """Files of a model whose passage encoder reads shorter passages."""
+def other_model_files(tmp_path_factory: pytest.TempPathFactory, tiny_model_files: Path) -> str:
+    """Files of a model with the same weights and another setting of its passage encoder."""
     folder = tmp_path_factory.mktemp("other") / "model"
     shutil.copytree(tiny_model_files, folder)
     config = json.loads((folder / "retriever" / "config.json").read_text())
     (folder / "retriever" / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
-    return folder
+    return str(folder)
 
 
 @pytest.mark.parametrize(
@@ -205,44 +205,40 @@ def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_model_files: Path
 def test_vectors_of_another_make_are_not_mixed_in(
     tmp_path: Path,
     tiny_model: str,
-    other_model: Path,
-    earlier: Earlier,
+    other_model_files: str,
+    earlier: Path,
     caplog: pytest.LogCaptureFixture,
     config: EmbedConfig | None,
     message: str,
 ) -> None:
     model = tiny_model
     if config is None:
-        from components.download.stage import download
-
         model = str(tmp_path / "model")
-        download(source=str(other_model), model=model)
-    places = {"passages": earlier.passages, "model": model}
-    manifest = embed(**places, embeddings=str(tmp_path / "a"), config=config or CONFIG, **earlier.arguments)
-    assert counts(manifest) == (30, 0)
+        download(source=other_model_files, model=model)
+    assert counts(encode(new_corpus(tmp_path / "a"), model, earlier, config or CONFIG)) == (30, 0)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any(message in line and line.endswith("every passage is encoded") for line in warnings), warnings
-    again = embed(**places, embeddings=str(tmp_path / "b"), config=config or CONFIG)
+    again = encode(new_corpus(tmp_path / "b"), model, config=config or CONFIG)
     assert again.reused  # the same artifact: nothing of the earlier index is in it
 
 
-def test_an_index_of_other_passages_is_refused(tmp_path: Path, tiny_model: str, earlier: Earlier) -> None:
-    write_passages(tmp_path / "other", CHANGED)
-    places = {"passages": earlier.passages, "model": tiny_model, "embeddings": str(tmp_path / "a")}
+def test_an_index_of_other_passages_is_refused(tmp_path: Path, tiny_model: str, earlier: Path) -> None:
+    write_passages(earlier / "passages", CHANGED)
     with pytest.raises(ArtifactError, match="index: made from passages"):
-        embed(**places, config=CONFIG, previous_index=earlier.index, previous_passages=str(tmp_path / "other"))
-    assert not (tmp_path / "a").exists()
+        encode(new_corpus(tmp_path / "new"), tiny_model, earlier)
+    assert not (tmp_path / "new" / "embeddings").exists()
 
 
 @pytest.mark.parametrize("given", ["previous_index", "previous_passages"])
 def test_index_and_passages_go_together(
-    tmp_path: Path, tiny_model: str, earlier: Earlier, capsys: pytest.CaptureFixture[str], given: str
+    tmp_path: Path, tiny_model: str, earlier: Path, capsys: pytest.CaptureFixture[str], given: str
 ) -> None:
     missing = "previous_passages" if given == "previous_index" else "previous_index"
-    places = {"passages": earlier.passages, "model": tiny_model, "embeddings": str(tmp_path / "a")}
+    places: dict[str, Any] = {"passages": str(earlier / "passages"), "model": tiny_model}
+    places["embeddings"] = str(tmp_path / "a")
+    places[given] = str(earlier / given.removeprefix("previous_"))
     with pytest.raises(ConfigError, match=f"go together; missing: {missing}"):
-        embed(**places, **{given: earlier.arguments[given]})
-    arguments = {**places, given: earlier.arguments[given]}
-    words = [word for name, value in arguments.items() for word in (f"--{name.replace('_', '-')}", value)]
+        embed(**places)
+    words = [word for name, value in places.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert run_stage(embed, words) == 2
     assert "--previous-index and --previous-passages go together" in capsys.readouterr().err
