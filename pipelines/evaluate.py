@@ -14,6 +14,7 @@ PARTS = ()
 
 def evaluate(
     recipe: str = "quickstart",
+    registered_as: str = "",
     version: str = "champion",
     model: str = "",
     index: str = "",
@@ -26,6 +27,7 @@ def evaluate(
 
     Args:
         recipe: whose registered model is evaluated, and from whose settings to start.
+        registered_as: name of the registered model without ralm-, where it is not that of the recipe.
         version: champion, challenger or a version number of the registered model.
         model: place of a model artifact, instead of a registered one; goes with index and passages.
         index: place of an index artifact of this model.
@@ -39,7 +41,14 @@ def evaluate(
             recipes=recipes_json(), recipe=recipe, questions=questions, num_passages=num_passages, settings=settings
         )
         config = place(plan, "small", name="plan", is_cached=False).outputs
-        pair = select_pair_op(recipe=recipe, alias=version, model=model, index=index, passages=passages)
+        pair = select_pair_op(
+            recipe=recipe,
+            registered_as=registered_as,
+            alias=version,
+            model=model,
+            index=index,
+            passages=passages,
+        )
         selected = place(pair, "small", name="select", is_cached=False).outputs
         asked = download_questions_op(
             source=config["questions"],

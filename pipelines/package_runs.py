@@ -73,8 +73,12 @@ def show_stages(result: dict[str, Any]) -> str:
         lines.append(f"passages           {passages['after']:,}, {passages['encoded']:,} of them encoded")
     if not result["artifacts"]:
         lines.append("nothing new        the champion is up to date")
+    both = result["decision"].get("metrics", {})
     for name, label in FIGURES:
-        if name in result["metrics"]:
+        if name in both:
+            figures = both[name]
+            lines.append(f"{label:<18} {figures['champion']:.3f} champion, {figures['challenger']:.3f} challenger")
+        elif name in result["metrics"]:
             lines.append(f"{label:<18} {result['metrics'][name]:.3f}")
     registered = result["registered"]
     if registered.get("version"):

@@ -111,6 +111,7 @@ class Rebuild:
 
 def reindex(
     recipe: str = "quickstart",
+    registered_as: str = "",
     source: str = "wiki:enwiki/latest",
     mirrors: str = "",
     questions: str = "",
@@ -124,7 +125,8 @@ def reindex(
     """Re-index a registered model when there is a new dump; the new index takes over only if it is no worse.
 
     Args:
-        recipe: whose champion gets the new index, and from whose settings to start.
+        recipe: whose champion gets the new index, and whose questions and settings of the evaluation are taken.
+        registered_as: name of the registered model without ralm-, where it is not that of the recipe.
         source: where new texts come from: wiki:NAME/latest, or any other source of a corpus.
         mirrors: sites with Wikipedia's dumps, with commas between; empty: dumps.wikimedia.org, or as the cluster says.
         questions: what champion and challenger are asked: question files, a folder or dataset:NAME; empty: as in the
@@ -134,13 +136,14 @@ def reindex(
         max_loss: how much worse the new index may be on the main figure, as a fraction of questions.
         confidence: how sure it has to be that the loss is no greater, between 0.5 and 1.
         force: index again what was indexed, refused or rolled back before.
-        settings: further settings as JSON, stage by stage, such as {"gate": {"max_latency_ratio": 1.5}}.
+        settings: further settings as JSON, stage by stage, such as {"gate": {"max_latency_ratio": 1.5}}; passages,
+            vectors and index are made as those of the champion were, unless they are named here.
     """
     with tracked(NAME, recipe) as parent:
-        pair = select_pair_op(recipe=recipe)
+        pair = select_pair_op(recipe=recipe, registered_as=registered_as)
         champion = place(pair, "small", name="select champion", is_cached=False).outputs
         watched = watch_op(
-            recipe=recipe,
+            recipe=champion["recipe"],
             source=source,
             passages=champion["selected_passages"],
             model=champion["selected_model"],
@@ -157,6 +160,8 @@ def reindex(
                 mirrors=mirrors,
                 max_loss=max_loss,
                 confidence=confidence,
+                registered_as=champion["recipe"],
+                made_with=champion["made_with"],
                 settings=settings,
             )
             config = place(plan, "small", name="plan", is_cached=False).outputs

@@ -158,9 +158,38 @@ def finish_parent_run(*, tag: str, value: str, status: str, tags: Mapping[str, s
             for key, text in (tags or {}).items():
                 client.set_tag(run_id, key, text[:MAX_PARAMETER])
             if not os.environ.get("MLFLOW_RUN_ID"):
+                _close_children(client, run_id)
                 client.set_terminated(run_id, status)
 
     _guarded(finish)
+
+
+def close_left_runs(ralm_run_id: str, status: str) -> None:
+    """Close what a pipeline run on this machine left open: its parent run and the runs of its tasks.
+
+    Args:
+        ralm_run_id: value of `RALM_RUN_TAG`; none of its processes may be alive.
+        status: of the parent run, if it is open still: FAILED or KILLED.
+    """
+    if not is_enabled():
+        return
+
+    def close() -> None:
+        client = connect()
+        for run_id in _find_runs(client, RALM_RUN_TAG, ralm_run_id):
+            _close_children(client, run_id)
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_tag(run_id, OUTCOME_TAG, "cancelled" if status == "KILLED" else status.lower())
+                client.set_terminated(run_id, status)
+
+    _guarded(close)
+
+
+def _close_children(client: MlflowClient, parent: str) -> None:
+    """A task that was killed cannot close its run."""
+    for run_id in _find_runs(client, PARENT_RUN_TAG, parent):
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, "KILLED")
 
 
 def read_parent_tag(kfp_run_id: str, key: str) -> str:

@@ -26,6 +26,8 @@ def plan_op(
     mirrors: str = "",
     max_loss: float = -1.0,
     confidence: float = 0.0,
+    registered_as: str = "",
+    made_with: str = "{}",
     settings: str = "{}",
 ) -> NamedTuple(  # type: ignore[valid-type]
     "Plan",
@@ -58,6 +60,7 @@ def plan_op(
     tasks = {"num_shards": num_shards, "num_processes": num_processes, "nodes": nodes}
     sizes = {**tasks, "num_passages": num_passages, "num_steps": num_steps}
     gate = {"max_loss": max_loss, "confidence": confidence, "mirrors": mirrors}
-    given = {**sources, **sizes, **gate, "learning_rate": learning_rate, "seed": seed, "settings": settings}
+    pair = {"registered_as": registered_as, "made_with": made_with}
+    given = {**sources, **sizes, **gate, **pair, "learning_rate": learning_rate, "seed": seed, "settings": settings}
     changes = Changes(**given)  # type: ignore[arg-type]
     return run_step(plan, recipes=recipes, recipe=recipe, changes=changes)

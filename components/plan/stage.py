@@ -50,6 +50,10 @@ class Changes:
     """How much worse a new index may be, as a fraction of questions; -1: as in the recipe."""
     confidence: float = 0.0
     """How sure it has to be that the loss is no greater."""
+    registered_as: str = ""
+    """Name of the registered model, without `ralm-`; empty: that of the recipe."""
+    made_with: str = "{}"
+    """JSON object of stage names with the settings that an earlier index was made with; they go before the recipe's."""
     settings: str = "{}"
     """JSON object of stage names with settings of that stage: `{"train": {"num_steps": 10}}`."""
 
@@ -107,9 +111,10 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
         raise ConfigError(f"recipe: expected one of {', '.join(sorted(known['recipes']))}, found {recipe!r}")
     chosen = merge(known["defaults"], known["recipes"][recipe], recipe)
     stages = {stage: dict(chosen[stage]) for stage in STAGES}
-    stages["register"]["recipe"] = recipe
+    stages["register"]["recipe"] = changes.registered_as or recipe
+    _apply(stages, _parse_settings(changes.made_with, "made_with"))
     _apply(stages, _shortcuts(changes))
-    _apply(stages, _parse_settings(changes.settings))
+    _apply(stages, _parse_settings(changes.settings, "settings"))
     if changes.mirrors:
         stages["download"]["wiki_base_url"] = changes.mirrors
     sources = _choose_sources(chosen["sources"], changes)
@@ -144,15 +149,15 @@ def _shortcuts(changes: Changes) -> dict[str, dict[str, Any]]:
     return {"train": train, "evaluate": evaluate, "gate": gate}
 
 
-def _parse_settings(text: str) -> dict[str, Any]:
+def _parse_settings(text: str, name: str) -> dict[str, Any]:
     try:
         settings = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        raise ConfigError(f"settings: no JSON: {error}") from error
+        raise ConfigError(f"{name}: no JSON: {error}") from error
     if not isinstance(settings, dict) or not all(isinstance(part, dict) for part in settings.values()):
-        raise ConfigError('settings: expected an object of objects such as {"train": {"num_steps": 10}}')
+        raise ConfigError(f'{name}: expected an object of objects such as {{"train": {{"num_steps": 10}}}}')
     if unknown := sorted(set(settings) - set(STAGES)):
-        raise ConfigError(f"settings: unknown stage {unknown[0]!r}, expected one of {', '.join(STAGES)}")
+        raise ConfigError(f"{name}: unknown stage {unknown[0]!r}, expected one of {', '.join(STAGES)}")
     return settings
 
 

@@ -17,13 +17,15 @@ def select_pair_op(
     model: str = "",
     index: str = "",
     passages: str = "",
+    registered_as: str = "",
 ) -> NamedTuple(  # type: ignore[valid-type]
-    "Selection", [("name", str), ("version", str), ("wiki", str), ("dump_date", str)]
+    "Selection",
+    [("name", str), ("version", str), ("wiki", str), ("dump_date", str), ("recipe", str), ("made_with", str)],
 ):
     """Take the champion, or another pair of model and index, as artifacts."""
     from components.select.stage import select
     from ralm.cli import run_step
 
     outputs = {"selected_model": selected_model.path, "selected_index": selected_index.path}
-    given = {"alias": alias, "model": model, "index": index, "passages": passages}
+    given = {"alias": alias, "model": model, "index": index, "passages": passages, "registered_as": registered_as}
     return run_step(select, recipe=recipe, selected_passages=selected_passages.path, **outputs, **given)

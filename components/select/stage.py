@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ralm import tracking
 from ralm.artifacts.files import Location
@@ -23,6 +24,10 @@ class Selection(NamedTuple):
     """Wiki of the pair's passages, such as enwiki; empty where they are of no dump."""
     dump_date: str
     """Date of that dump; empty where there is none."""
+    recipe: str
+    """Name under which it is registered, without `ralm-`."""
+    made_with: str
+    """Settings of download, embed and index that it was made with, as JSON: those of its next index."""
 
 
 def select(
@@ -35,11 +40,12 @@ def select(
     model: Location = "",
     index: Location = "",
     passages: Location = "",
+    registered_as: str = "",
 ) -> Selection:
     """Find the pair of model and index that a run starts from, and check that it is whole and belongs together.
 
     Args:
-        recipe: names the registered model, `ralm-RECIPE`.
+        recipe: names the registered model, `ralm-RECIPE`, unless `registered_as` does.
         selected_model: output folder, a reference to the model.
         selected_index: output folder, a reference to the index.
         selected_passages: output folder, a reference to the passages.
@@ -47,12 +53,14 @@ def select(
         model: place of the model; with `index` and `passages` instead of the registry's.
         index: place of the index.
         passages: place of the passages.
+        registered_as: another name than that of the recipe.
 
     Raises:
         ConfigError: the registry has no such version, or only some of the three places are given.
         ArtifactError: an artifact is missing or damaged, is not the registered one, or the three do not belong
             together.
     """
+    recipe = registered_as or recipe
     places = {"model": model, "index": index, "passages": passages}
     given = [name for name, place in places.items() if place]
     if given and len(given) < len(places):
@@ -72,7 +80,23 @@ def select(
         version=version,
         wiki=str(details.get("wiki", "")),
         dump_date=str(details.get("date", "")),
+        recipe=recipe,
+        made_with=json.dumps(_made_with(opened["index"], opened["passages"]), sort_keys=True),
     )
+
+
+def _made_with(index: Artifact, passages: Artifact) -> dict[str, dict[str, Any]]:
+    """What has to stay as it was, or nothing of the pair could be taken over."""
+    corpus, details = passages.manifest, index.manifest.details
+    is_ours = corpus.stage == "download"
+    names = ("passage_words", "max_passages", "infoboxes") if is_ours else ()
+    embed = {"dtype": details["storage"], "precision": details.get("precision")}
+    known = {"dtype": ("f16", "f32"), "precision": ("bf16", "fp32")}
+    return {
+        "download": {name: corpus.config[name] for name in names},
+        "embed": {name: value for name, value in embed.items() if value in known[name]},
+        "index": dict(index.manifest.config),
+    }
 
 
 def _find_registered(recipe: str, alias: str) -> tuple[str, dict[str, Location], Mapping[str, str]]:

@@ -8,8 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ralm.artifacts.files import Location, is_remote, local_path, ralm_home, remove
+from ralm.artifacts.lock import if_free
 from ralm.artifacts.manifest import MANIFEST, Manifest, read_artifact
-from ralm.artifacts.store import store_uri
+from ralm.artifacts.store import lock_file, store_uri
 from ralm.errors import ArtifactError, ConfigError
 
 REPEATED_KINDS = ("embeddings",)
@@ -85,6 +86,7 @@ def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run
             (folder / MANIFEST).unlink()  # first, so that a broken removal leaves nothing that looks finished
             remove(folder)
         _remove_old_checkpoints(keep_days)
+        _remove_left_work(keep_days)
     return unused
 
 
@@ -104,3 +106,12 @@ def _remove_old_checkpoints(keep_days: float) -> None:
     for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
         if time.time() - folder.stat().st_mtime >= keep_days * 86400:
             remove(folder)
+
+
+def _remove_left_work(keep_days: float) -> None:
+    """Work folders of stages that were killed and not run again; what is being made is locked."""
+    work = local_path(store_uri()) / ".work"
+    for folder in work.iterdir() if work.is_dir() else ():
+        with if_free(lock_file(folder.name)) as is_left:
+            if is_left and time.time() - folder.stat().st_mtime >= keep_days * 86400:
+                remove(folder)

@@ -79,6 +79,11 @@ def checkpoint_folder(key: str) -> Path:
     return folder
 
 
+def lock_file(key: str) -> Path:
+    """The lock that is held while the artifact with this key is made."""
+    return ralm_home() / "locks" / f"{key}.lock"
+
+
 def stored_location(manifest: Manifest) -> Location:
     """Where the store keeps this artifact: stable, unlike the folder it was handed to."""
     return join(store_uri(), manifest.kind, manifest.key)
@@ -134,7 +139,7 @@ def produce(
     key = artifact_key(stage=stage, stage_version=stage_version, inputs=inputs, config=plain, seed=seed)
     place = join(store_uri(), kind, key)
     _check_output(output)
-    with only_one(ralm_home() / "locks" / f"{key}.lock", f"making {key}"):
+    with only_one(lock_file(key), f"making {key}"):
         manifest = _finished(place, kind)
         if manifest is None:
             work = _work_folder(key)

@@ -35,6 +35,16 @@ def test_settings_win_over_inputs() -> None:
     assert json.loads(result["train"])["num_steps"] == 2
 
 
+def test_an_earlier_index_decides_before_the_recipe_and_after_the_settings() -> None:
+    made = {"index": {"kind": "ivf_pq", "nlist": 64}, "embed": {"dtype": "f32"}}
+    result = planned(made_with=json.dumps(made), settings='{"index": {"nlist": 32}}', registered_as="mine")
+    stages = {stage: json.loads(result[stage]) for stage in ("index", "embed", "register")}
+    assert (stages["index"]["kind"], stages["index"]["nlist"], stages["embed"]["dtype"]) == ("ivf_pq", 32, "f32")
+    assert stages["register"]["recipe"] == "mine"
+    with pytest.raises(ConfigError, match="made_with: unknown stage 'x'"):
+        planned(made_with='{"x": {}}')
+
+
 def test_a_setting_with_free_names_takes_any() -> None:
     result = planned(settings='{"download": {"files": {"train": "t.jsonl"}}}')
     assert json.loads(result["download"])["files"] == {"train": "t.jsonl"}

@@ -57,7 +57,17 @@ class State:
         return {**{name: whole[name] for name in _COMPARED}, "artifacts": artifacts}
 
 
-_COMPARED: Final = ("champion", "aliases", "pairs", "places", "promoted", "reason", "answers", "unfinished", "open_runs")
+_COMPARED: Final = (
+    "champion",
+    "aliases",
+    "pairs",
+    "places",
+    "promoted",
+    "reason",
+    "answers",
+    "unfinished",
+    "open_runs",
+)
 
 
 def look(home: Path) -> State:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from components.plan.stage import Changes, plan
 from components.select.stage import Selection, select
+from pipelines.recipes import recipes_json
 from ralm.artifacts.manifest import MANIFEST, open_artifact, read_artifact
 from ralm.artifacts.store import Contents, produce
 from ralm.errors import ArtifactError, ConfigError, RalmError
@@ -77,12 +79,27 @@ def register(places: dict[str, str], *, recipe: str = "toy", alias: str = "champ
 
 def test_given_places_are_handed_over_by_reference(tmp_path: Path, places: dict[str, str]) -> None:
     chosen = run(tmp_path / "out", **places)
-    assert chosen == Selection(name="ralm-toy", version="", wiki="", dump_date="")
+    assert chosen[:5] == Selection("ralm-toy", version="", wiki="", dump_date="", recipe="toy", made_with="")[:5]
     for kind in KINDS:
         assert [path.name for path in (tmp_path / "out" / kind).iterdir()] == [MANIFEST]
         found, given = open_artifact(str(tmp_path / "out" / kind), kind), open_artifact(places[kind], kind)
         assert found.fingerprint == given.fingerprint
         assert found.base == given.base
+
+
+def test_it_tells_how_the_pair_was_made(tmp_path: Path, places: dict[str, str]) -> None:
+    made = json.loads(run(tmp_path / "out", **places).made_with)
+    config = open_artifact(places["index"], "index").manifest.config
+    assert made["index"] == config
+    assert made["embed"]["dtype"] == config["storage"]
+    assert made["embed"]["precision"] in ("bf16", "fp32")
+    assert made["download"] == {}, "these passages were not made by the download stage"
+    planned = plan(recipes=recipes_json(), recipe="quickstart", changes=Changes(made_with=json.dumps(made)))
+    assert json.loads(planned.index).items() >= config.items()
+
+
+def test_another_name_than_that_of_the_recipe(tmp_path: Path, places: dict[str, str]) -> None:
+    assert run(tmp_path / "out", registered_as="mine", **places)[0] == "ralm-mine"
 
 
 def test_references_are_followed_and_relative_places_become_absolute(
