@@ -1,13 +1,13 @@
-"""A re-index after small edits against a full rebuild of the same dump: seconds, what was encoded, equal search results.
+"""A re-index after small edits against a full rebuild of the same dump: seconds, encoded passages, equal results.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.reindex --dump DUMP --work DIR [--kind flat ivf_pq] [--max-articles N] [--json]
+    OMP_NUM_THREADS=1 python -m benchmarks.reindex --dump DUMP --work DIR [--kind flat ivf_pq] [--max-articles N]
 
 A real dump is built in full (download, embed, index). For each percentage, `benchmarks.edit_dump` edits one sentence in
-so many of its articles; the edited dump is then built in full, and re-indexed from the first build: unchanged pages and
-vectors are taken over, the index is updated where its kind allows it, and a report says what changed (that is counted
-as work of the re-index). All in this process after a warm-up, so that start-up and imports do not count, with one
-worker; each build has a store of its own, so that none finds what another has made. CPU time is that of the process and
-says more than wall time on a busy machine.
+so many of its articles; the edited dump is then built in full (without edits the first build is that), and re-indexed
+from the first build: unchanged pages and vectors are taken over, the index is updated where its kind allows it, and a
+report says what changed (that is counted as work of the re-index). All in this process after a warm-up, so that
+start-up and imports do not count, with one worker; each build has a store of its own, so that none finds what another
+has made. CPU time is that of the process and says more than wall time on a busy machine.
 
 Questions are titles and sentences of the edited dump. `equal ids` is the share of passages that re-index and rebuild
 both find, `score difference` the largest between scores at the same place. Vectors computed in other batches differ in
@@ -161,14 +161,14 @@ def compare_results(full: Index, part: Index, question_BD: np.ndarray, k: int) -
     exact_BK = full.passage_ids[np.argpartition(-exact_BN, k - 1, axis=1)[:, :k]]
     ids = {"exact": exact_BK, **{name: result.passage_ids for name, result in found.items()}}
     return {
-        "equal_ids": _overlap(ids["full"], ids["part"]),
+        "equal_ids": overlap(ids["full"], ids["part"]),
         "score_difference": float(np.abs(found["full"].scores - found["part"].scores).max()),
-        "recall_of_rebuild": _overlap(ids["exact"], ids["full"]),
-        "recall_of_reindex": _overlap(ids["exact"], ids["part"]),
+        "recall_of_rebuild": overlap(ids["exact"], ids["full"]),
+        "recall_of_reindex": overlap(ids["exact"], ids["part"]),
     }
 
 
-def _overlap(one_BK: np.ndarray, other_BK: np.ndarray) -> float:
+def overlap(one_BK: np.ndarray, other_BK: np.ndarray) -> float:
     """Share of the ids of each row that are in the other's, on average."""
     return float(np.mean([np.isin(one_K, other_K).mean() for one_K, other_K in zip(one_BK, other_BK, strict=True)]))
 
@@ -185,14 +185,12 @@ def measure(
     for percent in percents:
         later = work / f"edited-{percent:g}.xml.bz2"
         edits = edit_dump(dump, later, percent=percent, seed=seed)
-        full = settings.build(later, work / f"full-{percent:g}")
+        full = settings.build(later, work / f"full-{percent:g}") if edits.sentences else first
         part = settings.build(later, work / f"part-{percent:g}", first)
         question_BD = encode_questions(model, make_questions(full.place("passages"), num_questions, seed))
         for kind in settings.kinds:
-            opened = [
-                open_index(build.place(kind), passage_encoder=model.fingerprints["passage_encoder"])
-                for build in (full, part)
-            ]
+            encoder = model.fingerprints["passage_encoder"]
+            indices = [open_index(build.place(kind), passage_encoder=encoder) for build in (full, part)]
             (full_wall, full_cpu), (part_wall, part_cpu) = full.total(kind), part.total(kind)
             rows.append(
                 {
@@ -207,7 +205,7 @@ def measure(
                     "reindex_cpu_s": part.cpu_s,
                     "wall_ratio": part_wall / full_wall,
                     "cpu_ratio": part_cpu / full_cpu,
-                    **compare_results(*opened, question_BD, k),
+                    **compare_results(indices[0], indices[1], question_BD, k),
                 }
             )
     return rows

@@ -50,7 +50,7 @@ CLEANERS: dict[str, Callable[[list[RawPage], Site], None]] = {
 def main(argv: list[str]) -> None:
     """Measure and print."""
     found = list(read_dump(Path(argv[0]), Counter()))
-    site, pages = found[0][0], [page for _, page in found]
+    site, pages = found[0][0], [page for _, page in found if isinstance(page, RawPage)]
     megabytes = sum(len(page.wikitext.encode()) for page in pages) / 1e6
     seconds: dict[str, list[float]] = {name: [] for name in CLEANERS}
     for _ in range(int(argv[1]) if len(argv) > 1 else 5):

@@ -22,7 +22,16 @@ TITLES: Final = {
 PIPELINES: Final = tuple(TITLES)
 COMPILED: Final = Path(__file__).resolve().parent / "compiled"
 IMAGES: Final = (images.BASE_IMAGE, images.CPU_IMAGE, images.GPU_IMAGE)
-NEVER_CACHED: Final = ("plan-op", "start-op", "finish-op", "select-pair-op", "watch-op", "register-op")
+NEVER_CACHED: Final = (
+    "plan-op",
+    "start-op",
+    "finish-op",
+    "select-pair-op",
+    "watch-op",
+    "register-op",
+    *(f"download-{kind}-op" for kind in ("passages", "questions", "model")),
+)
+"""What depends on more than its inputs: the registry, a site's newest dump, the files at a path."""
 
 
 def compiled_file(profile: Profile, folder: Path = COMPILED, pipeline: str = "train-and-evaluate") -> Path:

@@ -15,6 +15,8 @@ from pipelines.lint_texts import constants_of
 
 _IMAGE: Final = re.compile(r"(?:.*/)?[^/:@]+(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?")
 _SECRET_NAME: Final = re.compile(r"_KEY$|(?:^|_)(?:TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?)$", re.IGNORECASE)
+_NAMES_OF_SECRETS: Final = ("RALM_JOB_SECRET",)
+"""Variables whose value is the name of a kubernetes secret."""
 _SECRET_URL: Final = re.compile(r"://[^/@:\s]*:[^/@\s]+@")
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _OBJECT_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
@@ -86,7 +88,7 @@ def task_rules(graph: Graph, never_cached: Collection[str]) -> Iterator[str]:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a value written in the file looks like a credential, by its name or as part of a URL."""
-    is_constant = value != "" and "{{$." not in value
+    is_constant = value != "" and "{{$." not in value and name not in _NAMES_OF_SECRETS
     return is_constant and (_SECRET_NAME.search(name) is not None or _SECRET_URL.search(value) is not None)
 
 

@@ -26,6 +26,7 @@ from typing import Any, Final, NoReturn
 from pipelines.compile import Profile, compiled_file
 from pipelines.warm import Child, start_task
 from ralm.artifacts.files import ralm_home, remove
+from ralm.artifacts.lock import if_free, only_one
 from ralm.errors import ConfigError, RalmError
 from ralm.log import PROGRESS_MARK
 
@@ -40,6 +41,10 @@ _QUIET: Final = {
 }
 _ERROR_LINE: Final = re.compile(r"ralm: error: (.*)")
 EXIT_INTERRUPTED = 130
+DRIVER_LOCK: Final = "driver.lock"
+"""In a run's folder while its driver works, and locked; free: the driver was killed."""
+LAST_TASK: Final = "finish"
+"""The exit handler of every graph; it closes the run in MLflow."""
 
 
 class PipelineError(RalmError):
@@ -52,6 +57,7 @@ class Tasks:
 
     environment: Mapping[str, str]
     children: dict[int, Child] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
     failed: str = ""
     reason: str = ""
     is_stopped: bool = False
@@ -82,7 +88,9 @@ class Tasks:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[2K")
         logger.info("task %s: %s after %.0f s", name, "done" if code == 0 else "failed", time.monotonic() - started_at)
-        if code != 0 and not self.failed and not self.is_stopped:
+        if code == 0:
+            self.done.add(name)
+        elif not self.failed and not self.is_stopped:
             self.failed, self.reason = name, reason or f"exit code {code}"
         return code
 
@@ -167,22 +175,26 @@ def run_pipeline(arguments: Mapping[str, Any], *, profile: Profile = "local", fi
         raise ConfigError(f"{path}: no compiled pipeline; run `ralm pipeline compile`")
     run_id = uuid.uuid4().hex[:16]
     folder = ralm_home() / "runs" / run_id
-    folder.mkdir(parents=True)
     events = folder / "events.jsonl"
     environment = {**_QUIET, "RALM_RUN_ID": run_id, "RALM_EVENTS": str(events)}
     if sys.stderr.isatty():
         environment["RALM_PROGRESS"] = "driver"
     tasks = Tasks(environment=environment)
     started_at = time.monotonic()
-    try:
-        with _stopping_on_signals(tasks):
-            _run_with_kfp(path, dict(arguments), folder, tasks)
-    except KeyboardInterrupt:
-        tasks.stop()
-        _mark_killed(run_id)
-        raise
-    finally:
-        remove(folder / "outputs")
+    with _known_as_alive(folder):
+        try:
+            with _stopping_on_signals(tasks):
+                _run_with_kfp(path, dict(arguments), folder, tasks)
+        except KeyboardInterrupt:
+            tasks.stop()
+            _close_left_runs(run_id, "KILLED")
+            raise
+        except PipelineError:
+            if LAST_TASK not in tasks.done:
+                _close_left_runs(run_id, "FAILED")
+            raise
+        finally:
+            remove(folder / "outputs")
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
     return FinishedRun(run_id, [json.loads(line) for line in lines], time.monotonic() - started_at)
 
@@ -258,8 +270,30 @@ def _stopping_on_signals(tasks: Tasks) -> Iterator[None]:
             signal.signal(caught, handler)
 
 
-def _mark_killed(run_id: str) -> None:
-    from ralm.tracking import RALM_RUN_TAG, finish_parent_run, has_registry
+@contextlib.contextmanager
+def _known_as_alive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run, after tidying up behind drivers that were killed: the kernel has freed theirs."""
+    with contextlib.ExitStack() as stack:
+        with only_one(ralm_home() / "locks" / "runs.lock", "starting a pipeline run"):
+            for lock in folder.parent.glob(f"*/{DRIVER_LOCK}"):
+                with if_free(lock) as is_dead:
+                    if is_dead:
+                        _tidy_up(lock.parent)
+            stack.enter_context(only_one(folder / DRIVER_LOCK, "working"))
+        stack.callback(remove, folder / DRIVER_LOCK)
+        yield
+
+
+def _tidy_up(folder: Path) -> None:
+    """What a run's driver does at its end, for one that was killed."""
+    logger.info("the run %s was killed; tidying up behind it", folder.name)
+    remove(folder / "outputs")
+    _close_left_runs(folder.name, "KILLED")
+    remove(folder / DRIVER_LOCK)
+
+
+def _close_left_runs(run_id: str, status: str) -> None:
+    from ralm.tracking import close_left_runs, has_registry
 
     if has_registry():
-        finish_parent_run(tag=RALM_RUN_TAG, value=run_id, status="KILLED")
+        close_left_runs(run_id, status)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.package import Package
-from pipelines.runs import FIGURES, find_questions
+from pipelines.runs import FIGURES, check_configs, find_questions
 from ralm.artifacts.files import join, read_json
 
 
@@ -26,7 +27,7 @@ class StagesRun:
     registered: dict[str, Any]
     """Name, version, alias and reason, where something was registered."""
     metrics: dict[str, Any]
-    """Of the last evaluation."""
+    """Of the evaluation; of a re-index those of the challenger on the main questions."""
     elapsed_s: float
 
 
@@ -34,17 +35,19 @@ def run_package(package: Package, parameters: Mapping[str, Any]) -> StagesRun:
     """Run any compiled pipeline here.
 
     Raises:
+        ConfigError: a setting that a task would refuse; known before anything runs.
         PipelineError: a task failed.
     """
     from pipelines.local import run_pipeline
 
     recipe = str(parameters.get("recipe", package.inputs["recipe"].get("defaultValue", "")))
     given = {**parameters, "questions": find_questions(recipe, str(parameters.get("questions", "")))}
+    _check_settings(recipe, given)
     finished = run_pipeline(given, file=package.path)
-    found = {}
-    for kind, name in _SHOWN.items():
-        place = finished.last(kind)
-        found[kind] = read_json(join(place, name)) if place else {}
+    found = {kind: _read(finished.last(kind), name) for kind, name in _SHOWN.items()}
+    if found["decision"]:
+        challenger = found["decision"]["places"]["challenger"]["predictions"]
+        found["predictions"] = _read(challenger, _SHOWN["predictions"])
     return StagesRun(
         pipeline=package.name,
         run_id=finished.run_id,
@@ -55,6 +58,19 @@ def run_package(package: Package, parameters: Mapping[str, Any]) -> StagesRun:
         metrics=found["predictions"],
         elapsed_s=round(finished.elapsed_s, 1),
     )
+
+
+def _check_settings(recipe: str, given: Mapping[str, Any]) -> None:
+    from components.plan.stage import Changes, plan
+    from pipelines.recipes import recipes_json
+
+    known = {field.name for field in dataclasses.fields(Changes)}
+    changes = Changes(**{name: value for name, value in given.items() if name in known})
+    check_configs(plan(recipes=recipes_json(), recipe=recipe, changes=changes)._asdict())
+
+
+def _read(place: str, name: str) -> dict[str, Any]:
+    return dict(read_json(join(place, name))) if place else {}
 
 
 _SHOWN = {
@@ -72,7 +88,7 @@ def show_stages(result: dict[str, Any]) -> str:
         passages = result["changes"]["passages"]
         lines.append(f"passages           {passages['after']:,}, {passages['encoded']:,} of them encoded")
     if not result["artifacts"]:
-        lines.append("nothing new        the champion is up to date")
+        lines.append("nothing new        the log says why")
     both = result["decision"].get("metrics", {})
     for name, label in FIGURES:
         if name in both:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _add_run(commands: Any) -> None:
         "--param", action="append", default=[], metavar="NAME=VALUE", help="value of one of its inputs; repeatable"
     )
     parser.add_argument("--recipe", default=None, help="named complete run to start from; by default quickstart")
-    parser.add_argument("--profile", choices=PROFILES, default="local", help="which compiled file")
+    parser.add_argument("--profile", choices=PROFILES[:2], default="local", help="which compiled file")
     parser.add_argument("--config", default="", metavar="FILE", help="YAML or JSON file with any of these settings")
     for name, kind in runs.INPUTS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind.type, default=None, help=kind.help)
@@ -126,7 +127,7 @@ def run_lint(arguments: argparse.Namespace) -> dict[str, Any]:
     problems = {
         file: lint_pipeline(
             Path(file),
-            allowed_images=IMAGES,
+            allowed_images=_allowed_images(Path(file)),
             is_for_cluster=arguments.cluster or _is_for_cluster(Path(file)),
             never_cached=NEVER_CACHED,
         )
@@ -150,6 +151,14 @@ def show_lint(result: dict[str, Any]) -> str:
 
 def _is_for_cluster(path: Path) -> bool:
     return path.name.endswith(".cluster.yaml")
+
+
+def _allowed_images(path: Path) -> list[str]:
+    """Our images, all from one registry: the first that the file names."""
+    names = "|".join(map(re.escape, IMAGES))
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(rf"\bimage: (\S+/)?(?:{names})\b", text)
+    return [f"{found[1] or ''}{image}" if found else image for image in IMAGES]
 
 
 def _failed(arguments: argparse.Namespace, result: dict[str, Any], error: RalmError) -> RalmError:
@@ -193,7 +202,8 @@ def _check(package: Package) -> None:
     from pipelines.lint import check_pipeline
 
     is_for_cluster = _is_for_cluster(package.path)
-    check_pipeline(package.path, allowed_images=IMAGES, is_for_cluster=is_for_cluster, never_cached=NEVER_CACHED)
+    images = _allowed_images(package.path)
+    check_pipeline(package.path, allowed_images=images, is_for_cluster=is_for_cluster, never_cached=NEVER_CACHED)
 
 
 def _connect(arguments: argparse.Namespace) -> Remote:

@@ -32,22 +32,24 @@ def pretrain(
     Args:
         recipe: name of the complete run to start from, such as atlas-pretrain-mlm or atlas-pretrain-lm; the other
             inputs change it where they are given.
-        passages: source of the corpus (dump, table, URL, asset); empty: as in the recipe.
+        passages: where the texts come from: a dump such as wiki:enwiki/latest, a CSV or JSON lines file, a folder, a
+            URL; empty: as in the recipe.
         questions: what to predict: corpus:mlm (gaps), corpus:lm (the rest of a text) or corpus:section; empty: as in
             the recipe.
-        model: source of a bundle of retriever and reader; empty: as in the recipe.
-        retriever: source of the retriever, such as hf://facebook/contriever; empty: as in the recipe.
-        reader: source of the reader, such as hf://google/t5-base-lm-adapt; empty: as in the recipe.
-        num_shards: tasks that share the encoding of the passages; 0: as in the recipe.
+        model: retriever and reader in one folder or checkpoint, such as atlas:models/atlas/base; empty: as in the
+            recipe.
+        retriever: the retriever alone, such as hf://facebook/contriever; empty: as in the recipe.
+        reader: the reader alone, such as hf://google/t5-base-lm-adapt; empty: as in the recipe.
+        num_shards: parallel tasks that share the encoding of the passages; 0: as in the recipe.
         num_processes: processes of the training on each node, one for each GPU; 0: as in the recipe.
-        nodes: machines that the training takes, as a TrainJob of the cluster where several; 0: as in the recipe.
+        nodes: machines that the training takes, several as a TrainJob of Kubeflow Trainer; 0: as in the recipe.
         num_passages: passages for each text; 0: as in the recipe.
         num_steps: training steps; 0: as in the recipe.
-        learning_rate: of the reader; 0: as in the recipe.
-        seed: of training; -1: as in the recipe.
-        settings: further settings as JSON, stage by stage, such as {"train": {"num_steps": 10}}.
+        learning_rate: learning rate of the reader; 0: as in the recipe.
+        seed: seed of the training; -1: as in the recipe.
+        settings: further settings as JSON, stage by stage (docs/reference.md), such as {"train": {"batch_size": 32}}.
     """
-    with tracked(NAME, recipe) as parent:
+    with tracked(NAME, recipe) as start:
         plan = plan_op(
             recipes=recipes_json(),
             recipe=recipe,
@@ -64,8 +66,8 @@ def pretrain(
             learning_rate=learning_rate,
             seed=seed,
             settings=settings,
-        )
-        start = Start(place(plan, "small", name="plan", is_cached=False), parent)
-        trained = start.train(start.index(start.model, "index before training"))
-        index = start.index(trained, "index after training")
-        start.register(trained, index, start.evaluate(trained, index, "evaluate after training"))
+        ).after(start)
+        begun = Start(place(plan, "small", name="plan", is_cached=False), start.output)
+        trained = begun.train(begun.index(begun.model, "index before training"))
+        index = begun.index(trained, "index after training")
+        begun.register(trained, index, begun.evaluate(trained, index, "evaluate after training"))

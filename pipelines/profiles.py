@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from kfp import dsl, kubernetes
+from kfp.dsl.pipeline_channel import PipelineChannel
 from kfp.dsl.pipeline_task import PipelineTask
 
 from components.images import GPU_IMAGE
 from pipelines.compile import Profile
 from ralm.errors import ConfigError
 
-HOUR = 3600
+HOUR: Final = 3600
+HOME: Final = "/ralm"
+SHARED_MEMORY: Final = "/dev/shm"
+_CORES: Final = re.compile(r"\d+(\.\d+)?|\d+m")
+_MEMORY: Final = re.compile(r"\d+[KMGT]i?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,11 @@ class Size:
         """Check the numbers."""
         if self.timeout_s < 1 or self.gpus < 0:
             raise ConfigError(f"size: expected timeout_s of at least 1 and gpus of at least 0, found {self}")
+        for name in ("cpus", "max_cpus"):
+            if not _CORES.fullmatch(getattr(self, name)):
+                raise ConfigError(f"{name}: expected cores such as 8 or 500m, found {getattr(self, name)!r}")
+        if not _MEMORY.fullmatch(self.memory):
+            raise ConfigError(f"memory: expected an amount such as 64Gi, found {self.memory!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +62,21 @@ class Sizes:
     small: Size = Size(cpus="500m", max_cpus="2", memory="4Gi", timeout_s=HOUR)
     """Plan, watch, select, gate, register, and the run's start and end."""
     corpus: Size = Size(cpus="8", max_cpus="16", memory="32Gi", timeout_s=24 * HOUR)
-    """Download of the corpus and the comparison of two."""
+    """Download of corpus, questions and model (its weights are in memory once, in fp32), comparison of two corpora."""
     encode: Size = Size(cpus="4", max_cpus="8", memory="32Gi", timeout_s=24 * HOUR, gpus=1)
     """One shard of the encoding."""
     index: Size = Size(cpus="16", max_cpus="32", memory="160Gi", timeout_s=24 * HOUR)
     """The index build."""
     evaluate: Size = Size(cpus="8", max_cpus="16", memory="128Gi", timeout_s=24 * HOUR, gpus=1)
     """An evaluation: the index and the model in one process."""
-    train: Size = Size(cpus="16", max_cpus="32", memory="256Gi", timeout_s=7 * 24 * HOUR, gpus=8)
-    """Training on one node; with several the task only waits for its job."""
+    train: Size = Size(cpus="16", max_cpus="32", memory="256Gi", timeout_s=7 * 24 * HOUR, gpus=1)
+    """Training on one node, with a GPU for each of `num_processes` (0: none); also each node of several, for which the
+    task itself only waits, without a GPU."""
+
+    def __post_init__(self) -> None:
+        """Check what the run decides."""
+        if self.train.gpus > 1:
+            raise ConfigError(f"train: gpus: expected 1 (for each process) or 0, found {self.train.gpus}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +89,19 @@ class Cluster:
     """Secret for that registry."""
     store_uri: str = "/ralm/store"
     """`RALM_STORE_URI` of every task: an object store (`s3://bucket/prefix`), or a path on the volume."""
-    claim: str = "ralm"
+    claim: str = "ralm-home"
     """ReadWriteMany volume claim, mounted as `RALM_HOME` at `/ralm`: caches, checkpoints, locks."""
     store_secret: str = "ralm-store"
-    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; it need not exist."""
+    """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; it need not exist. Nodes of a train job take MLflow's
+    name and password from it too."""
     mlflow_uri: str = "http://mlflow:5000"
     """Tracking server. Where Kubeflow's own MLflow integration is switched on, it goes before."""
     mlflow_secret: str = "ralm-mlflow"
     """Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; it need not exist."""
     webhook_secret: str = "ralm-webhook"
     """Secret with RALM_WEBHOOK_URL, told of failed and refused runs; it need not exist."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """More variables of every task, such as `{"AWS_ENDPOINT_URL": "http://minio:9000"}`; nothing secret."""
     gpu_resource: str = "nvidia.com/gpu"
     gpu_labels: dict[str, str] = field(default_factory=dict)
     """Node labels that GPU tasks ask for, such as `{"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}`."""
@@ -99,14 +119,19 @@ class Cluster:
         """Check the numbers."""
         if self.retries < 1 or self.keep_days < 1:
             raise ConfigError(f"retries and keep_days: expected at least 1, found {self.retries} and {self.keep_days}")
-        for name in ("claim", "gpu_resource", "gpu_taint", "store_uri"):
+        for name in ("claim", "gpu_resource", "gpu_taint"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: expected a name, found an empty text")
+        if "://" not in self.store_uri and not self.store_uri.startswith(f"{HOME}/"):
+            expected = (
+                f"expected an object store such as s3://bucket/prefix, or a path below {HOME}, which all tasks share"
+            )
+            raise ConfigError(f"store_uri: {expected}, found {self.store_uri!r}")
+        if "://" in self.registry:
+            raise ConfigError(f"registry: expected a name such as registry.example.org/ralm, found {self.registry!r}")
 
 
 Kind = Literal["small", "corpus", "encode", "index", "evaluate", "train"]
-HOME: Final = "/ralm"
-SHARED_MEMORY: Final = "/dev/shm"
 _current: ContextVar[tuple[Profile, Cluster]] = ContextVar("profile", default=("local", Cluster()))
 
 
@@ -120,7 +145,15 @@ def tracing_for(profile: Profile, cluster: Cluster) -> Iterator[None]:
         _current.reset(token)
 
 
-def place(task: PipelineTask, kind: Kind, *, name: str = "", is_cached: bool = True, is_last: bool = False) -> Any:
+def place(
+    task: PipelineTask,
+    kind: Kind,
+    *,
+    name: str = "",
+    is_cached: bool = True,
+    is_last: bool = False,
+    gpus: PipelineChannel | None = None,
+) -> Any:
     """Give a task what it needs, by the profile of this trace.
 
     Args:
@@ -129,6 +162,7 @@ def place(task: PipelineTask, kind: Kind, *, name: str = "", is_cached: bool = T
         name: shown in the user interface.
         is_cached: False for what has to run every time.
         is_last: the exit task: tried once.
+        gpus: how many GPUs, where the run decides it and not its `Size`.
     """
     if name:
         task.set_display_name(name)
@@ -136,7 +170,8 @@ def place(task: PipelineTask, kind: Kind, *, name: str = "", is_cached: bool = T
         task.set_caching_options(False)
     profile, cluster = _current.get()
     if profile == "cluster":
-        _place_in_cluster(task, cluster, getattr(cluster.sizes, kind), is_last=is_last)
+        size = getattr(cluster.sizes, kind)
+        _place_in_cluster(task, cluster, size, gpus=gpus or size.gpus, is_last=is_last)
     return task
 
 
@@ -150,7 +185,9 @@ def pipeline_config() -> dsl.PipelineConfig | None:
     return config
 
 
-def _place_in_cluster(task: PipelineTask, cluster: Cluster, size: Size, *, is_last: bool) -> None:
+def _place_in_cluster(
+    task: PipelineTask, cluster: Cluster, size: Size, *, gpus: PipelineChannel | int, is_last: bool
+) -> None:
     image = GPU_IMAGE if size.gpus else task.container_spec.image
     task.set_container_image(f"{cluster.registry.rstrip('/')}/{image}" if cluster.registry else image)
     task.set_cpu_request(size.cpus).set_cpu_limit(size.max_cpus)
@@ -159,7 +196,7 @@ def _place_in_cluster(task: PipelineTask, cluster: Cluster, size: Size, *, is_la
     if not is_last:
         task.set_retry(cluster.retries, backoff_duration="60s", backoff_factor=2, backoff_max_duration="1800s")
     if size.gpus:
-        task.set_accelerator_type(cluster.gpu_resource).set_accelerator_limit(size.gpus)
+        task.set_accelerator_type(cluster.gpu_resource).set_accelerator_limit(gpus)
         kubernetes.add_toleration(task, key=cluster.gpu_taint, operator="Exists")
         for label, value in sorted(cluster.gpu_labels.items()):
             kubernetes.add_node_selector(task, label, value)
@@ -180,12 +217,15 @@ def _variables(cluster: Cluster) -> dict[str, str]:
         "RALM_STORE_URI": cluster.store_uri,
         "RALM_PRECISION": cluster.precision,
         "RALM_JOB_CLAIM": cluster.claim,
-        "RALM_JOB_ACCELERATOR": cluster.gpu_resource,
+        "RALM_JOB_ACCELERATOR": cluster.gpu_resource if cluster.sizes.train.gpus else "none",
+        "RALM_JOB_CPUS": cluster.sizes.train.cpus,
+        "RALM_JOB_MEMORY": cluster.sizes.train.memory,
+        "RALM_JOB_SECRET": cluster.store_secret,
         "MLFLOW_TRACKING_URI": cluster.mlflow_uri,
     }
     if cluster.registry:
         variables["RALM_JOB_IMAGE"] = f"{cluster.registry.rstrip('/')}/{GPU_IMAGE}"
-    return {name: value for name, value in variables.items() if value}
+    return {name: value for name, value in (variables | cluster.environment).items() if value}
 
 
 def _secrets(cluster: Cluster) -> dict[str, tuple[str, ...]]:
@@ -198,7 +238,7 @@ def _secrets(cluster: Cluster) -> dict[str, tuple[str, ...]]:
 
 
 def read_cluster(place: str) -> Cluster:
-    """A `Cluster` from a YAML or JSON file; what is not given is as here.
+    """A `Cluster` from a YAML or JSON file; what is not given is as here, also of a size.
 
     Raises:
         ConfigError: an unknown setting or one of another type; the message names the file.
@@ -206,8 +246,9 @@ def read_cluster(place: str) -> Cluster:
     from ralm.artifacts.files import read_settings
     from ralm.cli import parse_config
 
+    settings = read_settings(place)
     try:
-        cluster: Cluster = parse_config(Cluster, json.dumps(read_settings(place)))
+        cluster: Cluster = parse_config(Cluster, json.dumps(settings))
     except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise ConfigError(f"{place}: {re.sub('^Cluster: (config[.:] ?)?', '', str(error))}") from error
     return cluster

@@ -1,6 +1,6 @@
 """The graph of a re-index: a new dump becomes the next index of a registered model, if it is no worse.
 
-Only what changed is cleaned and encoded. A run that finds nothing new ends after its third task.
+Only what changed is cleaned and encoded. A run that finds nothing new ends after four small tasks.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ class Rebuild:
             config=config["download"],
             parent_run_id=parent,
         )
-        self._passages = place(downloaded, "corpus", name="download passages").outputs["passages"]
+        self._passages = place(downloaded, "corpus", name="download passages", is_cached=False).outputs["passages"]
         compared = compare_op(
             previous=champion["selected_passages"],
             passages=self._passages,
@@ -64,7 +64,7 @@ class Rebuild:
         task = download_questions_op(
             source=source, corpus=self._passages, config=self._config["download"], parent_run_id=self._parent
         )
-        return place(task, "corpus", name=name).outputs["questions"]
+        return place(task, "corpus", name=name, is_cached=False).outputs["questions"]
 
     def _evaluate(self, questions: PipelineChannel, name: str, *, is_champion: bool) -> PipelineChannel:
         task = evaluate_op(
@@ -112,7 +112,7 @@ class Rebuild:
 def reindex(
     recipe: str = "quickstart",
     registered_as: str = "",
-    source: str = "wiki:enwiki/latest",
+    source: str = "",
     mirrors: str = "",
     questions: str = "",
     fresh_questions: str = "",
@@ -125,26 +125,45 @@ def reindex(
     """Re-index a registered model when there is a new dump; the new index takes over only if it is no worse.
 
     Args:
-        recipe: whose champion gets the new index, and whose questions and settings of the evaluation are taken.
+        recipe: name of the recipe that the model was trained with, such as nq-base: its champion gets the new index,
+            and its corpus, questions and settings of the evaluation are taken where no others are given.
         registered_as: name of the registered model without ralm-, where it is not that of the recipe.
-        source: where new texts come from: wiki:NAME/latest, or any other source of a corpus.
-        mirrors: sites with Wikipedia's dumps, with commas between; empty: dumps.wikimedia.org, or as the cluster says.
-        questions: what champion and challenger are asked: question files, a folder or dataset:NAME; empty: as in the
-            recipe.
+        source: where new texts come from: wiki:NAME/latest is the newest finished Wikipedia dump, such as
+            wiki:enwiki/latest; or a file, a folder, a URL; empty: as in the recipe.
+        mirrors: addresses of sites with Wikipedia's dumps, with commas between, asked in this order; empty: as
+            RALM_WIKI_BASE_URL in the task says, else dumps.wikimedia.org.
+        questions: what champion and challenger are asked: question files, a folder of them, or dataset:NAME such as
+            dataset:nq-open; empty: as in the recipe.
         fresh_questions: questions about what changed, asked besides; empty: none.
-        num_shards: tasks that share the encoding of new passages; 0: as in the recipe.
-        max_loss: how much worse the new index may be on the main figure, as a fraction of questions.
-        confidence: how sure it has to be that the loss is no greater, between 0.5 and 1.
-        force: index again what was indexed, refused or rolled back before.
-        settings: further settings as JSON, stage by stage, such as {"gate": {"max_latency_ratio": 1.5}}; passages,
-            vectors and index are made as those of the champion were, unless they are named here.
+        num_shards: parallel tasks that share the encoding of new passages; 0: as in the recipe.
+        max_loss: how much worse the new index may be on the main figure, such as exact match, as a fraction of the
+            questions; 0.01 is one in a hundred.
+        confidence: how sure it has to be that the loss is no greater; more than 0.5 and less than 1.
+        force: true to index again what is not new, or was indexed, refused or rolled back before.
+        settings: further settings as JSON, stage by stage (docs/reference.md), such as
+            {"gate": {"max_latency_ratio": 1.5}}; passages, vectors and index are made as those of the champion were,
+            unless they are named here.
     """
-    with tracked(NAME, recipe) as parent:
-        pair = select_pair_op(recipe=recipe, registered_as=registered_as)
+    with tracked(NAME, recipe) as start:
+        pair = select_pair_op(recipe=recipe, registered_as=registered_as).after(start)
         champion = place(pair, "small", name="select champion", is_cached=False).outputs
+        plan = plan_op(
+            recipes=recipes_json(),
+            recipe=recipe,
+            passages=source,
+            questions=questions,
+            num_shards=num_shards,
+            mirrors=mirrors,
+            max_loss=max_loss,
+            confidence=confidence,
+            registered_as=champion["recipe"],
+            made_with=champion["made_with"],
+            settings=settings,
+        )
+        config = place(plan, "small", name="plan", is_cached=False).outputs
         watched = watch_op(
             recipe=champion["recipe"],
-            source=source,
+            source=config["passages"],
             passages=champion["selected_passages"],
             model=champion["selected_model"],
             mirrors=mirrors,
@@ -152,20 +171,7 @@ def reindex(
         )
         news = place(watched, "small", name="watch", is_cached=False).outputs
         with dsl.If(news["Output"] == True, name="something new"):  # noqa: E712 - a channel, not a truth value
-            plan = plan_op(
-                recipes=recipes_json(),
-                recipe=recipe,
-                questions=questions,
-                num_shards=num_shards,
-                mirrors=mirrors,
-                max_loss=max_loss,
-                confidence=confidence,
-                registered_as=champion["recipe"],
-                made_with=champion["made_with"],
-                settings=settings,
-            )
-            config = place(plan, "small", name="plan", is_cached=False).outputs
-            rebuild = Rebuild(config, champion, news["source"], parent)
+            rebuild = Rebuild(config, champion, news["source"], start.output)
             with dsl.If(fresh_questions == "", name="without fresh questions"):
                 rebuild.settle()
             with dsl.Else(name="with fresh questions"):

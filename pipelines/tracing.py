@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from kfp import dsl
-from kfp.dsl.pipeline_channel import PipelineChannel
+from kfp.dsl.pipeline_task import PipelineTask
 
 from components.track.component import finish_op, start_op
 from pipelines.profiles import pipeline_config, place
@@ -47,11 +47,15 @@ def part(graph: Callable[..., Any]) -> Any:
 
 
 @contextlib.contextmanager
-def tracked(pipeline: str, recipe: str) -> Iterator[PipelineChannel]:
-    """Around the tasks of a graph: the parent run of their MLflow runs, and the task that closes it and notifies."""
+def tracked(pipeline: str, recipe: str) -> Iterator[PipelineTask]:
+    """Around the tasks of a graph: the parent run of their MLflow runs, and the task that closes it and notifies.
+
+    Returns:
+        The task whose output is the parent run. What can fail comes after it: errors are noted on that run.
+    """
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     finished = place(
         finish_op(pipeline=pipeline, kfp_run_id=run_id), "small", name="finish", is_cached=False, is_last=True
     )
     with dsl.ExitHandler(finished, name="run"):
-        yield place(start_op(recipe=recipe, kfp_run_id=run_id), "small", name="start", is_cached=False).output
+        yield place(start_op(recipe=recipe, kfp_run_id=run_id), "small", name="start", is_cached=False)

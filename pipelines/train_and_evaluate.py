@@ -25,7 +25,7 @@ class Start:
         self.config = config = plan.outputs
         self._parent, self._plan, self._index = parent, plan, part(embed_and_index)
         downloaded = download_passages_op(source=config["passages"], config=config["download"], parent_run_id=parent)
-        self.passages = place(downloaded, "corpus", name="download passages").outputs["passages"]
+        self.passages = place(downloaded, "corpus", name="download passages", is_cached=False).outputs["passages"]
         fetched = download_model_op(
             source=config["model"],
             retriever=config["retriever"],
@@ -33,11 +33,11 @@ class Start:
             config=config["download"],
             parent_run_id=parent,
         )
-        self.model = place(fetched, "small", name="download model").outputs["model"]
+        self.model = place(fetched, "corpus", name="download model", is_cached=False).outputs["model"]
         asked = download_questions_op(
             source=config["questions"], corpus=self.passages, config=config["download"], parent_run_id=parent
         )
-        self.questions = place(asked, "corpus", name="download questions").outputs["questions"]
+        self.questions = place(asked, "corpus", name="download questions", is_cached=False).outputs["questions"]
 
     def index(self, model: PipelineChannel, name: str) -> PipelineChannel:
         """The index of the passages by a model."""
@@ -64,7 +64,7 @@ class Start:
             config=self.config["train"],
             parent_run_id=self._parent,
         )
-        return place(training, "train", name="train").outputs["trained"]
+        return place(training, "train", name="train", gpus=self.config["train_gpus"]).outputs["trained"]
 
     def evaluate(self, model: PipelineChannel, index: PipelineChannel, name: str) -> PipelineChannel:
         """Predictions of a model on the test questions."""
@@ -130,22 +130,26 @@ def train_and_evaluate(
     """Corpus and questions to a trained, evaluated and registered model.
 
     Args:
-        recipe: name of the complete run to start from; the other inputs change it where they are given.
-        passages: source of the corpus (dump, table, URL, asset); empty: as in the recipe.
-        questions: folder of train.jsonl, dev.jsonl and test.jsonl; empty: as in the recipe.
-        model: source of a bundle of retriever and reader; empty: as in the recipe.
-        retriever: source of the retriever, such as hf://facebook/contriever; empty: as in the recipe.
-        reader: source of the reader, such as hf://google/t5-base-lm-adapt; empty: as in the recipe.
-        num_shards: tasks that share the encoding of the passages; 0: as in the recipe.
+        recipe: name of the complete run to start from, such as quickstart, nq-base or atlas-nq-64-shot-base; the other
+            inputs change it where they are given.
+        passages: where the texts come from: a dump such as wiki:enwiki/latest, a CSV or JSON lines file, a folder, a
+            URL; empty: as in the recipe.
+        questions: a folder of train.jsonl, dev.jsonl and test.jsonl, or dataset:NAME such as dataset:nq-open; empty: as
+            in the recipe.
+        model: retriever and reader in one folder or checkpoint, such as atlas:models/atlas/base; empty: as in the
+            recipe.
+        retriever: the retriever alone, such as hf://facebook/contriever; empty: as in the recipe.
+        reader: the reader alone, such as hf://google/t5-base-lm-adapt; empty: as in the recipe.
+        num_shards: parallel tasks that share the encoding of the passages; 0: as in the recipe.
         num_processes: processes of the training on each node, one for each GPU; 0: as in the recipe.
-        nodes: machines that the training takes, as a TrainJob of the cluster where several; 0: as in the recipe.
+        nodes: machines that the training takes, several as a TrainJob of Kubeflow Trainer; 0: as in the recipe.
         num_passages: passages per question, in training and evaluation; 0: as in the recipe.
         num_steps: training steps; 0: as in the recipe.
-        learning_rate: of the reader; 0: as in the recipe.
-        seed: of training; -1: as in the recipe.
-        settings: further settings as JSON, stage by stage, such as {"train": {"num_steps": 10}}.
+        learning_rate: learning rate of the reader; 0: as in the recipe.
+        seed: seed of the training; -1: as in the recipe.
+        settings: further settings as JSON, stage by stage (docs/reference.md), such as {"train": {"batch_size": 32}}.
     """
-    with tracked(NAME, recipe) as parent:
+    with tracked(NAME, recipe) as start:
         plan = plan_op(
             recipes=recipes_json(),
             recipe=recipe,
@@ -162,5 +166,5 @@ def train_and_evaluate(
             learning_rate=learning_rate,
             seed=seed,
             settings=settings,
-        )
-        _train_and_evaluate(place(plan, "small", name="plan", is_cached=False), parent)
+        ).after(start)
+        _train_and_evaluate(place(plan, "small", name="plan", is_cached=False), start.output)

@@ -84,7 +84,7 @@ def run_task(
         SystemExit: with the exit code of `run_stage`, after the error was logged.
     """
     set_up_logging()
-    with exit_code() as outcome, handing_over_by_reference():
+    with exit_code() as outcome, _telling_pipeline(stage.__name__), handing_over_by_reference():
         arguments["config"] = parse_config(config_type(stage), config)
         manifest = call_tracked(stage, arguments, parent_run_id=parent_run_id)
         _show(manifest, views or {}, numbers)
@@ -112,9 +112,22 @@ def run_step(step: Callable[..., T], **arguments: Any) -> T:
         SystemExit: with the exit code of `run_stage`, after the error was logged.
     """
     set_up_logging()
-    with exit_code() as outcome:
+    with exit_code() as outcome, _telling_pipeline(step.__name__):
         return step(**arguments)
     raise SystemExit(outcome.code)
+
+
+@contextmanager
+def _telling_pipeline(task: str) -> Iterator[None]:
+    """Note an error on the run of the pipeline, whose last task tells people."""
+    try:
+        yield
+    except Exception as error:
+        from ralm import tracking
+
+        told = one_line(error).removeprefix(f"{task}: ")
+        tracking.tag_pipeline_run(tracking.ERROR_TAG, f"{task}: {told}")
+        raise
 
 
 def call_tracked(stage: Stage, arguments: dict[str, Any], *, parent_run_id: str = "") -> Manifest:

@@ -8,6 +8,7 @@ import os
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from urllib.error import HTTPError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def notify(message: Mapping[str, str]) -> bool:
     Returns:
         True if a server took it.
     """
-    url = os.environ.get(VARIABLE, "")
+    url = os.environ.get(VARIABLE, "").strip()
     if not url:
         return False
     if not url.startswith(("https://", "http://")):
@@ -41,7 +42,7 @@ def notify(message: Mapping[str, str]) -> bool:
                 return True
         except HTTPError as error:
             reason, is_final = f"status {error.code}", error.code < 500 and error.code != 429
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason, is_final = type(error).__name__, False
         if is_final:
             break

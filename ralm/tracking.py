@@ -33,9 +33,11 @@ KFP_RUN_TAG: Final = "kfp.run_id"
 RALM_RUN_TAG: Final = "ralm.run_id"
 PARENT_RUN_TAG: Final = "mlflow.parentRunId"
 PROMOTION_TAG: Final = "ralm.promotion"
-"""Of a parent run: what became of the challenger, `promoted: ...` or `refused: ...`."""
+"""Of a parent run: what became of the challenger, `promoted: ...` or `refused: ...`; `nothing new: ...` without one."""
+ERROR_TAG: Final = "ralm.error"
+"""Of a parent run: the last error of a task. The task may have been tried again since."""
 OUTCOME_TAG: Final = "ralm.outcome"
-"""Of a parent run: succeeded, `refused: ...`, `failed: ...` or cancelled."""
+"""Of a parent run: succeeded, `nothing new: ...`, `refused: ...`, `failed: ...` or cancelled."""
 MAX_DIGEST = 36
 MAX_PARAMETER = 6000
 PARAMETERS_IN_A_REQUEST = 100
@@ -209,8 +211,16 @@ def _parent_runs(client: MlflowClient, tag: str, value: str) -> list[str]:
     own = os.environ.get("MLFLOW_RUN_ID")
     if not own:
         return _find_runs(client, tag, value)
-    parent = client.get_run(own).data.tags.get(PARENT_RUN_TAG)
-    return [parent] if parent else []
+    top = _top_run(client, own)
+    return [top] if top else []
+
+
+def _top_run(client: MlflowClient, run_id: str) -> str:
+    """The run of the pipeline that this one is a child of, or a child's child; empty for one that has no parent."""
+    top = ""
+    while parent := client.get_run(run_id).data.tags.get(PARENT_RUN_TAG):
+        top = run_id = str(parent)
+    return top
 
 
 def _find_runs(client: MlflowClient, tag: str, value: str) -> list[str]:
@@ -331,11 +341,25 @@ def tag_parent_run(key: str, value: str) -> None:
     """Set a tag on the run of the pipeline, for its last task to read; does nothing outside a pipeline's stage."""
 
     def tag(run_id: str, client: MlflowClient) -> None:
-        parent = client.get_run(run_id).data.tags.get(PARENT_RUN_TAG)
-        if parent:
-            client.set_tag(parent, key, value[:MAX_PARAMETER])
+        if top := _top_run(client, run_id):
+            client.set_tag(top, key, value[:MAX_PARAMETER])
 
     _on_active_run(tag)
+
+
+def tag_pipeline_run(key: str, value: str) -> None:
+    """As `tag_parent_run`, for a task that has no run of its own; does nothing outside a pipeline's task."""
+    known = ((KFP_RUN_TAG, "KFP_RUN_ID"), (RALM_RUN_TAG, "RALM_RUN_ID"))
+    tag, run = next(((tag, os.environ[name]) for tag, name in known if os.environ.get(name)), ("", ""))
+    if not is_enabled() or not (run or os.environ.get("MLFLOW_RUN_ID")):
+        return
+
+    def set_tag() -> None:
+        client = connect()
+        for run_id in _parent_runs(client, tag, run):
+            client.set_tag(run_id, key, value[:MAX_PARAMETER])
+
+    _guarded(set_tag)
 
 
 def log_artifact(path: Path | str) -> None:

@@ -36,6 +36,7 @@ def plan_op(
         ("num_shards", int),
         ("num_processes", int),
         ("nodes", int),
+        ("train_gpus", str),
         ("passages", str),
         ("questions", str),
         ("model", str),

@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from ralm.cli import parse_config
 from ralm.errors import ConfigError
+from ralm.evaluation.config import Rule
 
 STAGES: Final = ("download", "embed", "index", "train", "evaluate", "report", "compare", "gate", "register")
 SOURCES: Final = ("passages", "questions", "model", "retriever", "reader")
@@ -69,6 +71,10 @@ class Changes:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected a positive number, found {getattr(self, name)}")
+        for name in ("seed", "max_loss"):
+            if getattr(self, name) < 0 and getattr(self, name) != -1:
+                expected = "expected at least 0, or -1 for that of the recipe"
+                raise ConfigError(f"{name}: {expected}, found {getattr(self, name)}")
 
 
 class Plan(NamedTuple):
@@ -78,6 +84,8 @@ class Plan(NamedTuple):
     num_shards: int
     num_processes: int
     nodes: int
+    train_gpus: str
+    """GPUs of the train task, one for each process; none where it only waits for a job. A text, as kfp wants it."""
     passages: str
     questions: str
     model: str
@@ -104,7 +112,7 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
         changes: what this run changes in it.
 
     Raises:
-        ConfigError: unknown recipe, stage or setting, or a setting of another type.
+        ConfigError: unknown recipe, stage or setting, or a rule of the gate that cannot be.
     """
     known = json.loads(recipes)
     if recipe not in known["recipes"]:
@@ -117,13 +125,17 @@ def plan(*, recipes: str, recipe: str, changes: Changes) -> Plan:
     _apply(stages, _parse_settings(changes.settings, "settings"))
     if changes.mirrors:
         stages["download"]["wiki_base_url"] = changes.mirrors
+    parse_config(Rule, json.dumps(stages["gate"]))  # known here, and not when all passages have been encoded
     sources = _choose_sources(chosen["sources"], changes)
     num_shards = changes.num_shards or int(chosen["num_shards"])
+    num_processes = changes.num_processes or int(chosen["num_processes"])
+    nodes = changes.nodes or int(chosen["nodes"])
     return Plan(
         Output=list(range(num_shards)),
         num_shards=num_shards,
-        num_processes=changes.num_processes or int(chosen["num_processes"]),
-        nodes=changes.nodes or int(chosen["nodes"]),
+        num_processes=num_processes,
+        nodes=nodes,
+        train_gpus=str(num_processes if nodes == 1 else 0),
         **sources,
         **{stage: json.dumps(config, sort_keys=True) for stage, config in stages.items()},
     )

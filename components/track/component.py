@@ -8,11 +8,10 @@ from components.images import BASE_IMAGE
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
 def start_op(recipe: str, kfp_run_id: str) -> str:
     """Make the parent run; the tasks' runs become its children."""
-    from ralm.log import set_up_logging
+    from ralm.cli import run_step
     from ralm.tracking import start_parent_run
 
-    set_up_logging()
-    return start_parent_run(recipe, kfp_run_id=kfp_run_id, params={"recipe": recipe})
+    return run_step(start_parent_run, name=recipe, kfp_run_id=kfp_run_id, params={"recipe": recipe})
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)

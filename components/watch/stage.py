@@ -95,6 +95,8 @@ def watch(
 
 
 def _tell(found: Watch) -> Watch:
+    if not found.is_new:
+        tracking.tag_pipeline_run(tracking.PROMOTION_TAG, f"nothing new: {found.reason}")
     logger.info("%s: %s", f"{found.source} is new" if found.is_new else "nothing new", found.reason)
     return found
 

@@ -52,19 +52,19 @@ def read_corpus(passages: Artifact) -> CorpusRows:
     """Read ids, content keys and pages of a `passages` artifact."""
     ids, keys, starts, runs = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)], []
     columns = ["source_id", "page_id", "revision_id", "title"]
-    row, last = 0, None
+    row = 0
     for table in iterate_rows(passages.tables(), "passages/1", columns=["passage_id", "content_hash", *columns]):
         source = table.column("source_id").combine_chunks()
         ids.append(table.column("passage_id").to_numpy())
         keys.append(hash_keys(table.column("content_hash"), passages.location))
         differs = pc.not_equal(source[1:], source[:-1]).to_numpy(zero_copy_only=False)
-        first = np.append([source[0].as_py() != last], differs).nonzero()[0]
+        first = np.append([True], differs).nonzero()[0]
         starts.append(first + row)
         runs.append(table.select(columns).take(first))
-        row, last = row + table.num_rows, source[-1].as_py()
+        row += table.num_rows
     run_start = np.concatenate(starts)
     table = pa.concat_tables(runs).combine_chunks()
-    # A page may come in several stretches, as the texts and infoboxes of Atlas do.
+    # A page may come in several stretches, as the texts and infoboxes of Atlas do, or in two row groups.
     codes = table.column("source_id").combine_chunks().dictionary_encode()
     run_page = codes.indices.to_numpy()
     page_N = np.repeat(run_page, np.diff(run_start, append=row))

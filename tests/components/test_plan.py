@@ -69,8 +69,37 @@ def test_a_named_model_replaces_the_recipes_halves() -> None:
         ("quickstart", {"settings": '{"bake": {}}'}, "unknown stage 'bake'"),
         ("quickstart", {"settings": '{"train": {"speed": 1}}'}, "train.speed: unknown setting"),
         ("quickstart", {"num_steps": -1}, "num_steps: expected a positive number, found -1"),
+        ("quickstart", {"seed": -5}, "seed: expected at least 0, or -1 for that of the recipe, found -5"),
+        ("quickstart", {"max_loss": -0.5}, "max_loss: expected at least 0, or -1 for that of the recipe, found -0.5"),
+        # Else the gate would say so, after all passages have been encoded.
+        ("quickstart", {"max_loss": 1.0}, "max_loss: expected at least 0 and less than 1, found 1.0"),
+        ("quickstart", {"confidence": 95.0}, "confidence: expected more than 0.5 and less than 1, found 95.0"),
+        ("quickstart", {"settings": '{"gate": {"resamples": 1}}'}, "resamples: expected at least 100, found 1"),
+        ("quickstart", {"settings": '{"gate": {"seed": "x"}}'}, "seed: expected int, found x"),
     ],
 )
 def test_mistakes_are_named(recipe: str, changes: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         planned(recipe, **changes)
+
+
+def test_the_gate_gets_what_the_form_says_and_settings_win() -> None:
+    gate = json.loads(planned(max_loss=0.0, confidence=0.9)["gate"])
+    assert (gate["max_loss"], gate["confidence"]) == (0.0, 0.9)
+    gate = json.loads(planned(max_loss=0.2, confidence=0.9, settings='{"gate": {"max_loss": 0.1}}')["gate"])
+    assert (gate["max_loss"], gate["confidence"]) == (0.1, 0.9)
+    gate = json.loads(planned()["gate"])
+    rule = RECIPES["quickstart"]().gate
+    assert (gate["max_loss"], gate["confidence"]) == (rule.max_loss, rule.confidence)
+
+
+def test_mirrors_reach_the_download() -> None:
+    assert json.loads(planned(mirrors="https://a,https://b")["download"])["wiki_base_url"] == "https://a,https://b"
+    assert "wiki_base_url" not in json.loads(planned()["download"])  # then the task's environment says
+
+
+@pytest.mark.parametrize(("processes", "nodes", "gpus"), [(0, 0, "1"), (8, 1, "8"), (8, 2, "0")])
+def test_a_train_task_has_a_gpu_for_each_process_unless_it_waits_for_a_job(
+    processes: int, nodes: int, gpus: str
+) -> None:
+    assert planned(num_processes=processes, nodes=nodes)["train_gpus"] == gpus

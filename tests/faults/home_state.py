@@ -1,4 +1,4 @@
-"""What a RALM_HOME holds: the registry, what its champion answers, whether artifacts are whole, what was left behind."""
+"""What a RALM_HOME holds: the registry, what its champion answers, which artifacts are whole, what was left behind."""
 
 from __future__ import annotations
 

@@ -121,6 +121,7 @@ class Round:
     what: str
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    runs: list[PipelineProcess] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
 
     def expect(self, is_so: bool, problem: str) -> None:
@@ -156,9 +157,10 @@ def run_again(bench: Bench, done: Round) -> State:
     """The same command again ends, and leaves what an undisturbed run leaves."""
     again = bench.reindex()
     code = again.wait()
+    done.runs.append(again)
     done.notes.append(f"again {again.elapsed_s():.0f} s")
-    done.expect(code == 0, f"run again: exit code {code}: {again.log.text[-2000:]}")
-    done.expect("Traceback" not in again.log.text, f"run again: {again.log.text[-4000:]}")
+    done.expect(code == 0, f"run again: exit code {code}")
+    done.expect("Traceback" not in again.log.text, "run again: a traceback")
     state = look(bench.home)
     done.problems += state.problems
     expected = bench.expected.result()
@@ -182,6 +184,7 @@ def kill_round(bench: Bench, what: str, task: str, moment: float) -> tuple[Round
     bench.restore()
     done = Round("")
     run = bench.reindex()
+    done.runs.append(run)
     if task:
         run.wait_for_task(task)
     time.sleep(moment)
@@ -195,8 +198,8 @@ def kill_round(bench: Bench, what: str, task: str, moment: float) -> tuple[Round
     done.what = f"kill -9 {what} ({killed}) at {seconds:.2f} s in {' '.join(sorted(hit)) or 'no task'}"
     if what == "task":
         done.expect(code == 1, f"exit code {code}, expected 1")
-        done.expect("ralm: error: task " in run.log.text, f"no task is named: {run.log.text[-2000:]}")
-        done.expect("Traceback" not in run.log.text, run.log.text[-4000:])
+        done.expect("ralm: error: task " in run.log.text, "the error names no task")
+        done.expect("Traceback" not in run.log.text, "a traceback")
     else:
         done.expect(code == -9, f"exit code {code}, expected -9")
     state = look(bench.home)
@@ -221,12 +224,13 @@ def signal_round(bench: Bench, name: str, number: int, is_for_all: bool, task: s
     bench.restore()
     done = Round(f"{name} in {task}")
     run = bench.reindex()
+    done.runs.append(run)
     run.wait_for_task(task)
     time.sleep(0.2)
     (os.killpg if is_for_all else os.kill)(run.process.pid, number)
     code = run.wait()
     done.expect(code == 130, f"exit code {code}, expected 130")
-    done.expect("Traceback" not in run.log.text, run.log.text[-4000:])
+    done.expect("Traceback" not in run.log.text, "a traceback")
     state = look(bench.home)
     check_disturbed(bench, done, state)
     done.expect(not state.open_runs, "MLflow runs are open")
@@ -248,13 +252,14 @@ def full_disk_round(bench: Bench) -> Round:
     )
     around = ["unshare", "-Urm", "sh", "-c", script, str(bench.home), str(bench.folder / "template")]
     run = bench.reindex(around=around)
+    done.runs.append(run)
     code = run.wait()
     shutil.rmtree(bench.home)
     copy.rename(bench.home)
     done.notes.append(next((line.strip() for _, line in run.log.lines if "ralm: error" in line), "no error"))
     done.expect(code == 1, f"exit code {code}, expected 1")
-    done.expect("disk full" in run.log.text, run.log.text[-4000:])
-    done.expect("Traceback" not in run.log.text, run.log.text[-4000:])
+    done.expect("disk full" in run.log.text, "the error is not about the disk")
+    done.expect("Traceback" not in run.log.text, "a traceback")
     check_disturbed(bench, done, look(bench.home))
     run_again(bench, done)
     return done
@@ -268,12 +273,13 @@ def no_source_round(bench: Bench) -> Round:
         unused.bind(("127.0.0.1", 0))
         source = f"http://127.0.0.1:{unused.getsockname()[1]}/changed.csv"
         run = bench.reindex(source=source)
+        done.runs.append(run)
         code = run.wait()
     error = next((line.strip() for _, line in run.log.lines if line.startswith("ralm: error")), "no error")
     done.notes.append(error)
     done.expect(code == 1, f"exit code {code}, expected 1")
     done.expect("task watch failed" in error and source in error, "the error names not the task and the source")
-    done.expect("Traceback" not in run.log.text, run.log.text[-4000:])
+    done.expect("Traceback" not in run.log.text, "a traceback")
     state = look(bench.home)
     check_disturbed(bench, done, state)
     done.expect(state.champion == "1" and len(state.pairs) == 1, "the registry changed")
@@ -340,6 +346,9 @@ def main() -> int:
         print(done.show(), flush=True)
         if done.problems:
             bad.append(done)
+            log = folder / f"problem-{len(bad)}.log"
+            log.write_text("\n".join(run.log.text for run in done.runs), encoding="utf-8")
+            print(f"  {log}", flush=True)
 
     prepare(bench)
     print(f"undisturbed: {bench.elapsed_s:.1f} s, {len(bench.spans)} tasks", flush=True)

@@ -1,5 +1,6 @@
 # No postponed annotations here: kfp reads those of the components below.
 import copy
+import functools
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from components.images import BASE_IMAGE, CPU_IMAGE, GPU_IMAGE
 from pipelines.lint import check_pipeline, lint_pipeline
 from ralm.errors import ConfigError
 
-COMMITTED = Path(__file__).resolve().parents[2] / "pipelines/compiled/train_and_evaluate.local.yaml"
+COMPILED = Path(__file__).resolve().parents[2] / "pipelines/compiled"
 IMAGES = (BASE_IMAGE, CPU_IMAGE, GPU_IMAGE)
 NEVER_CACHED = ("plan", "notify")
 Documents = list[dict[str, Any]]
@@ -163,13 +164,10 @@ def test_nothing_is_found_in_a_good_file(good_file: Path, good: Documents, tmp_p
     assert lint(good, tmp_path) == []
 
 
-def test_nothing_is_found_in_the_committed_file() -> None:
-    never = ("plan-op", "start-op", "register-op", "finish-op")
-    assert lint_pipeline(COMMITTED, allowed_images=IMAGES, never_cached=never) == []
-    assert any(
-        "found caching enabled" in line
-        for line in lint_pipeline(COMMITTED, allowed_images=IMAGES, never_cached=["embed-op"])
-    )
+def test_caching_is_found_in_a_committed_file() -> None:
+    found = lint_pipeline(COMPILED / "reindex.local.yaml", allowed_images=IMAGES, never_cached=["embed-op"])
+    assert len(found) == 1
+    assert "found caching enabled" in found[0]
 
 
 # ---- mutants ----------------------------------------------------------------------------------------------------
@@ -476,18 +474,24 @@ def input_names(value: Any) -> Iterator[dict[str, Any]]:
             yield from input_names(child)
 
 
-@pytest.mark.parametrize("source", ["good", "committed"])
+@pytest.mark.parametrize(
+    "source",
+    ["good", "train_and_evaluate.local", "evaluate.cluster", pytest.param("reindex.cluster", marks=pytest.mark.slow)],
+)
 def test_every_reference_that_leads_nowhere_is_found(source: str, good: Documents, tmp_path: Path) -> None:
-    committed = yaml.load_all(COMMITTED.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-    documents = copy.deepcopy(good) if source == "good" else list(committed)
+    documents = copy.deepcopy(good)
+    if source != "good":
+        text = (COMPILED / f"{source}.yaml").read_text(encoding="utf-8")
+        documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
+    found = functools.partial(lint, documents, tmp_path, is_for_cluster=source.endswith("cluster"))
     for executor in documents[0]["deploymentSpec"]["executors"].values():
         executor["container"]["command"] = ["true"]  # the code of the components refers to nothing, and is long
-    assert lint(documents, tmp_path, is_for_cluster=False) == []
+    assert found() == []
     missed, renamed = [], 0
     for holder, key in list(references(documents)):
         name = holder[key]
         holder[key] = f"{name}-gone"
-        if not lint(documents, tmp_path, is_for_cluster=False):
+        if not found():
             missed.append((key, name))
         holder[key] = name
         renamed += 1
@@ -495,14 +499,14 @@ def test_every_reference_that_leads_nowhere_is_found(source: str, good: Document
         for name in list(bound):
             before = dict(bound)
             bound[f"{name}-gone"] = bound.pop(name)
-            if not lint(documents, tmp_path, is_for_cluster=False):
+            if not found():
                 missed.append(("inputs", name))
             bound.clear()
             bound.update(before)
             renamed += 1
     assert missed == []
     assert renamed > 50
-    assert lint(documents, tmp_path, is_for_cluster=False) == []
+    assert found() == []
 
 
 def test_kfp_itself_takes_a_reference_that_leads_nowhere(good: Documents, tmp_path: Path) -> None:

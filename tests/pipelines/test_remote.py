@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from components import images
-from pipelines import compile as compiling
 from pipelines import connection, pipeline_commands, remote
 from pipelines.cli import main
 from pipelines.package import read_package, without_caching
@@ -468,8 +467,8 @@ def test_a_pipeline_is_chosen_by_name_and_profile(
         asked.append((pipeline, profile))
         return toy
 
-    monkeypatch.setattr(compiling, "PIPELINES", ("train-and-evaluate", "reindex"), raising=False)
-    monkeypatch.setattr(compiling, "compiled_file", compiled_file)
+    monkeypatch.setattr(pipeline_commands, "PIPELINES", ("train-and-evaluate", "reindex"))
+    monkeypatch.setattr(pipeline_commands, "compiled_file", compiled_file)
     monkeypatch.setattr(pipeline_commands, "PROFILES", ("local", "cluster"))
     for words in ([], ["--pipeline", "reindex", "--profile", "local"]):
         assert main(["pipeline", "submit", "--param", "recipe=a", *words]) == 0

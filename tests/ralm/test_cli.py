@@ -15,7 +15,7 @@ import pytest
 
 from ralm.artifacts.manifest import Manifest, open_artifact
 from ralm.artifacts.store import Contents, produce
-from ralm.cli import exit_code, parse_config, run_stage, run_task
+from ralm.cli import exit_code, parse_config, run_stage, run_step, run_task
 from ralm.errors import ConfigError, DataError
 
 
@@ -150,6 +150,48 @@ def test_events_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["reused"] for event in events] == [False, True]
     assert events[0]["stage"] == "toy"
+
+
+def shown(*, output: str, config: ToyConfig = ToyConfig()) -> Manifest:  # noqa: B008
+    """Make what a pipeline's user interface shows."""
+
+    def build(folder: Path) -> Contents:
+        (folder / "page.md").write_text("# Füße", encoding="utf-8")
+        (folder / "metrics.json").write_text('{"recall@5": 0.5, "of": {"n": 3}, "name": "x", "is_new": true}')
+        return Contents()
+
+    return produce(output, kind="toy", stage="shown", stage_version=1, inputs={}, config=config, build=build)
+
+
+@pytest.mark.parametrize("is_reused", [False, True])
+def test_a_task_shows_pages_and_numbers(is_reused: bool, tmp_path: Path) -> None:
+    if is_reused:
+        shown(output=f"{tmp_path}/before")
+    page, numbers = tmp_path / "ui" / "page.md", {"display_name": "metrics"}
+    run_task(shown, output=f"{tmp_path}/o", views={"page.md": str(page)}, numbers=numbers)
+    assert page.read_text(encoding="utf-8") == "# Füße"
+    assert numbers == {"display_name": "metrics", "recall_at_5": 0.5, "of.n": 3.0}
+    page.write_text("a copy of its own", encoding="utf-8")  # the artifact in the store stays as it is
+    assert Path(manifest_of(tmp_path / "o").data_uri, "page.md").read_text(encoding="utf-8") == "# Füße"
+
+
+def test_a_page_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_task(shown, output=f"{tmp_path}/o", views={"other.md": f"{tmp_path}/ui"})
+    assert "other.md" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_step_gives_what_it_returns_and_its_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def step(*, number: int) -> tuple[int, str]:
+        if number < 0:
+            raise ConfigError(f"number: expected 0 or more,\nfound {number}")
+        return number, "x"
+
+    assert run_step(step, number=3) == (3, "x")
+    with pytest.raises(SystemExit) as stopped:
+        run_step(step, number=-1)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "ralm: error: number: expected 0 or more, found -1"
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"unknown": 1}', '{"batch_size": "x"}'])

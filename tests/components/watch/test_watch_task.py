@@ -35,7 +35,7 @@ def test_what_one_selects_the_other_watches(
     selected: dict[str, Any], toy_passages: str, tiny_model: str, toy_index: str
 ) -> None:
     places = {"model": tiny_model, "index": toy_index, "passages": toy_passages}
-    name, version, wiki, date = select_pair_op.python_func(recipe="toy", **places, **selected)
+    name, version, wiki, date, *_ = select_pair_op.python_func(recipe="toy", **places, **selected)
     assert (name, version, wiki, date) == ("ralm-toy", "", "", "")
     passages, model = selected["selected_passages"], selected["selected_model"]
     assert open_artifact(passages.path, "passages").base == toy_passages

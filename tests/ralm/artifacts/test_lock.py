@@ -16,7 +16,7 @@ def hold(path: str, told: Connection) -> None:
 def test_a_lock_is_free_once_its_holder_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     here, there = multiprocessing.Pipe()
-    holder = multiprocessing.get_context("spawn").Process(target=hold, args=(str(path), there))
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(str(path), there))
     holder.start()
     assert here.recv() == "held"
     with if_free(path) as is_held:

@@ -217,7 +217,7 @@ def oracle(before: Sequence[Row], after: Sequence[Row]) -> tuple[dict[str, tuple
     return found, totals
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(corpora(), corpora(), st.sampled_from([(100, 100), (3, 2), (1, 1)]))
 def test_random_corpora(before: list[dict[str, Any]], after: list[dict[str, Any]], sizes: tuple[int, int]) -> None:
     with tempfile.TemporaryDirectory() as folder:

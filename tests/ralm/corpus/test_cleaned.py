@@ -137,6 +137,8 @@ def test_pages_of_the_earlier_dump_are_taken_over(cut: Callable[..., Path], tmp_
 def test_pages_without_a_revision_id_are_never_taken_over(cut: Callable[..., Path], tmp_path: Path) -> None:
     pages = [make_page(1, revision_id=None), make_page(2), make_page(3, revision_id=None)]
     assert num_taken_over(cut, tmp_path, pages, pages) == 1
+    wrong = [dataclasses.replace(page, revision_id=-1) for page in pages]
+    assert num_taken_over(cut, tmp_path, pages, wrong) == 0
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_more_rows_than_are_read_at_a_time(
 
     monkeypatch.setattr(parallel, "ProcessPoolExecutor", start)
     monkeypatch.setattr("ralm.corpus.build.PART_ROWS", 6000)
-    pages = [make_page(number, words=40) for number in range(3200)]
+    pages = [make_page(number, words=90) for number in range(3200)]
     after = [
         dataclasses.replace(page, revision_id=9000 + page.page_id) if page.page_id % 7 == 0 else page for page in pages
     ]
