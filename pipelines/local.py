@@ -27,7 +27,7 @@ from pipelines.compile import Profile, compiled_file
 from pipelines.warm import Child, start_task
 from ralm.artifacts.files import ralm_home, remove
 from ralm.artifacts.lock import if_free, only_one
-from ralm.errors import ConfigError, RalmError
+from ralm.errors import ConfigError, WorkerError
 from ralm.log import PROGRESS_MARK
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ LAST_TASK: Final = "finish"
 """The exit handler of every graph; it closes the run in MLflow."""
 
 
-class PipelineError(RalmError):
-    """A task of the pipeline failed; the message names it."""
+class PipelineError(WorkerError):
+    """A task of the pipeline failed; the message names it, the exit code is the task's where it had one."""
 
 
 @dataclass
@@ -60,6 +60,8 @@ class Tasks:
     done: set[str] = field(default_factory=set)
     failed: str = ""
     reason: str = ""
+    exit_code: int = 1
+    """Of the command, if a task failed."""
     is_stopped: bool = False
     current: threading.local = field(default_factory=threading.local)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -91,7 +93,8 @@ class Tasks:
         if code == 0:
             self.done.add(name)
         elif not self.failed and not self.is_stopped:
-            self.failed, self.reason = name, reason or f"exit code {code}"
+            self.failed, self.reason = name, reason or _describe_exit(code)
+            self.exit_code = max(code, 1)
         return code
 
     def _start(self, full_command: list[str], env_vars: Mapping[str, str] | None) -> Child:
@@ -121,6 +124,12 @@ class Tasks:
         for child in children:
             child.wait(max(0.1, deadline - time.monotonic()))
         _signal_groups(children, signal.SIGKILL)
+
+
+def _describe_exit(code: int) -> str:
+    if code < 0 and -code in set(signal.Signals):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def _show(line: str) -> None:
@@ -218,7 +227,8 @@ def _run_with_kfp(path: Path, arguments: dict[str, Any], folder: Path, tasks: Ta
         except RuntimeError as error:
             if tasks.is_stopped:
                 raise KeyboardInterrupt from error
-            raise PipelineError(f"task {tasks.failed or 'unknown'} failed: {tasks.reason or error}") from error
+            told = f"task {tasks.failed or 'unknown'} failed: {tasks.reason or error}"
+            raise PipelineError(told, exit_code=tasks.exit_code) from error
         except TypeError as error:
             raise ConfigError(f"pipeline: {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import importlib
 import multiprocessing
 import os
@@ -15,12 +16,15 @@ import re
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, Final
 
+from ralm.artifacts.files import ralm_home
 from ralm.errors import ConfigError
 
 EXECUTOR: Final = "kfp.dsl.executor_main"
@@ -31,6 +35,7 @@ PRELOADED: Final = [
     *(f"components.{name}.stage" for name in ("plan", "download", "embed", "index", "train", "evaluate", "report")),
 ]
 PR_SET_PDEATHSIG: Final = 1
+GRACE_S: Final = 10.0
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -82,12 +87,13 @@ def _run_executor(source: str, arguments: list[str], environment: Mapping[str, s
     """In the forked child: what the compiled shell script does, without a new Python."""
     os.setsid()
     if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # end with the server, which ends with the driver
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # end with the server
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.update(environment)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,5 +103,23 @@ def _run_executor(source: str, arguments: list[str], environment: Mapping[str, s
         os.environ["_KFP_RUNTIME"] = "true"
         try:
             importlib.import_module(EXECUTOR).executor_main()
+        except OSError as error:  # of kfp's own files; a stage has told its errors itself
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"ralm: error: {error.filename or ralm_home()}: {os.strerror(error.errno).lower()}")
+            sys.exit(1)
         finally:
             atexit._run_exitfuncs()
+
+
+def _end_with_driver() -> None:
+    """Wait until the driver is gone, killed perhaps, then end this task and what it started.
+
+    The server is no sign of that: it lives as long as one of its tasks, since each holds its pipe open.
+    """
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.killpg(0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Whole runs of the graphs that go on from a registered model, one after another in one home, with a webhook.
+"""Whole runs of the graphs that go on from a registered model, one after another, with MLflow and a webhook.
 
 The main figure is made to depend on the corpus alone: the share of questions whose page is among all 7 passages. A
 corpus without these pages is worse, whatever the model does.
