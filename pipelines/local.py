@@ -42,9 +42,7 @@ _QUIET: Final = {
 _ERROR_LINE: Final = re.compile(r"ralm: error: (.*)")
 EXIT_INTERRUPTED = 130
 DRIVER_LOCK: Final = "driver.lock"
-"""In a run's folder while its driver works, and locked; free: the driver was killed."""
-LAST_TASK: Final = "finish"
-"""The exit handler of every graph; it closes the run in MLflow."""
+"""In a run's folder, and locked while its driver works; free: the driver was killed, or could not close the run."""
 
 
 class PipelineError(WorkerError):
@@ -57,7 +55,6 @@ class Tasks:
 
     environment: Mapping[str, str]
     children: dict[int, Child] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
     failed: str = ""
     reason: str = ""
     exit_code: int = 1
@@ -90,9 +87,7 @@ class Tasks:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[2K")
         logger.info("task %s: %s after %.0f s", name, "done" if code == 0 else "failed", time.monotonic() - started_at)
-        if code == 0:
-            self.done.add(name)
-        elif not self.failed and not self.is_stopped:
+        if code != 0 and not self.failed and not self.is_stopped:
             self.failed, self.reason = name, reason or _describe_exit(code)
             self.exit_code = max(code, 1)
         return code
@@ -191,19 +186,19 @@ def run_pipeline(arguments: Mapping[str, Any], *, profile: Profile = "local", fi
     tasks = Tasks(environment=environment)
     started_at = time.monotonic()
     with _known_as_alive(folder):
+        status = ""
         try:
             with _stopping_on_signals(tasks):
                 _run_with_kfp(path, dict(arguments), folder, tasks)
         except KeyboardInterrupt:
             tasks.stop()
-            _close_left_runs(run_id, "KILLED")
+            status = "KILLED"
             raise
         except PipelineError:
-            if LAST_TASK not in tasks.done:
-                _close_left_runs(run_id, "FAILED")
+            status = "FAILED"
             raise
         finally:
-            remove(folder / "outputs")
+            _tidy_up(folder, status)
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
     return FinishedRun(run_id, [json.loads(line) for line in lines], time.monotonic() - started_at)
 
@@ -288,22 +283,21 @@ def _known_as_alive(folder: Path) -> Iterator[None]:
             for lock in folder.parent.glob(f"*/{DRIVER_LOCK}"):
                 with if_free(lock) as is_dead:
                     if is_dead:
-                        _tidy_up(lock.parent)
+                        logger.info("the run %s was killed; tidying up behind it", lock.parent.name)
+                        _tidy_up(lock.parent, "KILLED")
             stack.enter_context(only_one(folder / DRIVER_LOCK, "working"))
-        stack.callback(remove, folder / DRIVER_LOCK)
         yield
 
 
-def _tidy_up(folder: Path) -> None:
-    """What a run's driver does at its end, for one that was killed."""
-    logger.info("the run %s was killed; tidying up behind it", folder.name)
-    remove(folder / "outputs")
-    _close_left_runs(folder.name, "KILLED")
-    remove(folder / DRIVER_LOCK)
+def _tidy_up(folder: Path, status: str) -> None:
+    """End a run, or one whose driver was killed.
 
+    Args:
+        folder: of the run.
+        status: of its MLflow run where that is still open: FAILED or KILLED; empty: its last task has closed it.
+    """
+    from ralm.tracking import close_left_runs
 
-def _close_left_runs(run_id: str, status: str) -> None:
-    from ralm.tracking import close_left_runs, has_registry
-
-    if has_registry():
-        close_left_runs(run_id, status)
+    remove(folder / "outputs")  # first: on a full disk MLflow needs the room
+    if not status or close_left_runs(folder.name, status):
+        remove(folder / DRIVER_LOCK)

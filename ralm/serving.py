@@ -168,12 +168,8 @@ def asking_registry() -> Iterator[MlflowClient]:
             hint = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             raise ConfigError(f"MLflow at {uri} does not let user {user!r} in; {hint}") from error
         if status == 403:
-            raise ConfigError(f"MLflow at {uri}: user {user!r} may not do this: {_first_line(error)}") from error
-        raise RalmError(f"MLflow at {uri}: {_first_line(error)}") from error
-
-
-def _first_line(error: MlflowException) -> str:
-    return str(error).partition("\n")[0]
+            raise ConfigError(f"MLflow at {uri}: user {user!r} may not do this: {tracking.first_line(error)}") from error
+        raise RalmError(f"MLflow at {uri}: {tracking.first_line(error)}") from error
 
 
 def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:

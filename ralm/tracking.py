@@ -94,6 +94,7 @@ def connect() -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised as well
     uri = tracking_uri()
     home = ralm_home()
     home.mkdir(parents=True, exist_ok=True)
@@ -166,25 +167,29 @@ def finish_parent_run(*, tag: str, value: str, status: str, tags: Mapping[str, s
     _guarded(finish)
 
 
-def close_left_runs(ralm_run_id: str, status: str) -> None:
+def close_left_runs(ralm_run_id: str, status: str) -> bool:
     """Close what a pipeline run on this machine left open: its parent run and the runs of its tasks.
 
     Args:
         ralm_run_id: value of `RALM_RUN_TAG`; none of its processes may be alive.
         status: of the parent run, if it is open still: FAILED or KILLED.
-    """
-    if not is_enabled():
-        return
 
-    def close() -> None:
+    Returns:
+        False if MLflow cannot do it now.
+    """
+    if not has_registry():
+        return True
+
+    def close() -> bool:
         client = connect()
         for run_id in _find_runs(client, RALM_RUN_TAG, ralm_run_id):
             _close_children(client, run_id)
             if client.get_run(run_id).info.status == "RUNNING":
                 client.set_tag(run_id, OUTCOME_TAG, "cancelled" if status == "KILLED" else status.lower())
                 client.set_terminated(run_id, status)
+        return True
 
-    _guarded(close)
+    return bool(_guarded(close))
 
 
 def _close_children(client: MlflowClient, parent: str) -> None:
@@ -412,8 +417,14 @@ def _guarded(call: Callable[[], T]) -> T | None:
     except RalmError:
         raise
     except Exception as error:
-        logger.warning("tracking: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        logger.warning("tracking: %s: %s", type(error).__name__, first_line(error))
         return None
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line; errors of a database may begin with advice to programmers."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
+    return lines[0] if lines else type(error).__name__
 
 
 def _parameters(params: Mapping[str, object]) -> list[Any]:

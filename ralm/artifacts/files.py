@@ -162,7 +162,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is found out when the file is closed
+            error.filename = str(path)
         Path(name).unlink(missing_ok=True)
         raise
 

@@ -84,7 +84,7 @@ class Corpus:
                 yield WikiPages(site, pages, with_infoboxes)
                 pages, chars = [], 0
         if site is not None:
-            self.details["site"] = site.digest
+            self.details["site"] = site.digest if self.details.get("site", site.digest) == site.digest else "several"
         if pages and site is not None:
             yield WikiPages(site, pages, with_infoboxes)
 

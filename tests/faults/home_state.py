@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import sqlite3
@@ -68,6 +69,12 @@ _COMPARED: Final = (
     "unfinished",
     "open_runs",
 )
+
+
+def import_all() -> None:
+    """Import here what each look needs; it is forked."""
+    for module in ("torch", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "ralm.answer", "ralm.serving"):
+        importlib.import_module(module)
 
 
 def look(home: Path) -> State:

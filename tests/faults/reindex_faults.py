@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
+import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -26,7 +29,7 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.conftest import toy_questions, write_tiny_model
-from tests.faults.home_state import State, look
+from tests.faults.home_state import State, import_all, look
 from tests.faults.pipeline_process import PipelineProcess, Span
 
 EVALUATE: Final = {"num_passages": 2, "recall_at": [1, 5]}
@@ -37,7 +40,6 @@ FIRST: Final = ("register", "gate", "index", "embed", "compare")
 """Tasks that are hit first, for when there are fewer kills than tasks."""
 TARGETS: Final = ("all", "driver", "all", "task")
 """What is killed, in turn."""
-DISK_PAGES: Final = 40
 
 
 @dataclass
@@ -219,8 +221,6 @@ def check_closed(bench: Bench, done: Round, state: State, status: str) -> None:
 
 def signal_round(bench: Bench, name: str, number: int, is_for_all: bool, task: str) -> Round:
     """SIGTERM to the driver, or Ctrl-C to all in the terminal's foreground."""
-    import os
-
     bench.restore()
     done = Round(f"{name} in {task}")
     run = bench.reindex()
@@ -238,29 +238,39 @@ def signal_round(bench: Bench, name: str, number: int, is_for_all: bool, task: s
     return done
 
 
-def full_disk_round(bench: Bench) -> Round:
-    """A disk with a few free pages, which is a file system of its own in a namespace of its own."""
-    done = Round("disk full")
+FULL_DISK: Final = """
+home=$0; template=$1; left=$2; free_kib=$3; shift 3
+mount -t tmpfs none "$home" && cp -a "$template/." "$home" || exit 99
+used_kib=$(df -k --output=used "$home" | tail -n 1)
+mount -o "remount,size=$((used_kib + free_kib))k" "$home" || exit 99
+"$@"
+code=$?
+cp -a "$home/." "$left"
+exit $code
+"""
+"""Run a command with RALM_HOME on a small disk of its own, and keep what it left there."""
+
+
+def full_disk_round(bench: Bench, free_kib: int) -> Round:
+    """A disk with little space left: a file system of its own, in a name space of its own."""
+    done = Round(f"disk full, {free_kib} KiB free")
     bench.restore()
-    free = DISK_PAGES * 4096
-    used = sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in bench.home.rglob("*"))
-    copy = bench.folder / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    script = (
-        f'mount -t tmpfs -o size={used + free} none "$0" && cp -a "$1/." "$0" && shift && "$@"; code=$?; '
-        f'cp -a "$0/." "{copy}"; exit $code'
-    )
-    around = ["unshare", "-Urm", "sh", "-c", script, str(bench.home), str(bench.folder / "template")]
-    run = bench.reindex(around=around)
+    left = bench.folder / "left"
+    left.mkdir()
+    names = [str(bench.home), str(bench.folder / "template"), str(left), str(free_kib)]
+    run = bench.reindex(around=["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, *names])
     done.runs.append(run)
     code = run.wait()
     shutil.rmtree(bench.home)
-    copy.rename(bench.home)
-    done.notes.append(next((line.strip() for _, line in run.log.lines if "ralm: error" in line), "no error"))
-    done.expect(code == 1, f"exit code {code}, expected 1")
-    done.expect("disk full" in run.log.text, "the error is not about the disk")
+    left.rename(bench.home)
+    error = next((line.strip() for _, line in run.log.lines if line.startswith("ralm: error")), "no error")
+    done.notes.append(error)
+    done.expect(code in (1, 2), f"exit code {code}")
+    done.expect(re.search("disk (is )?full|no space left", error) is not None, "the error is not about the disk")
+    done.expect(str(bench.home) in error, "the error names no place")
     done.expect("Traceback" not in run.log.text, "a traceback")
-    check_disturbed(bench, done, look(bench.home))
+    state = look(bench.home)
+    check_disturbed(bench, done, state)
     run_again(bench, done)
     return done
 
@@ -277,7 +287,7 @@ def no_source_round(bench: Bench) -> Round:
         code = run.wait()
     error = next((line.strip() for _, line in run.log.lines if line.startswith("ralm: error")), "no error")
     done.notes.append(error)
-    done.expect(code == 1, f"exit code {code}, expected 1")
+    done.expect(code == 2, f"exit code {code}, expected 2")
     done.expect("task watch failed" in error and source in error, "the error names not the task and the source")
     done.expect("Traceback" not in run.log.text, "a traceback")
     state = look(bench.home)
@@ -321,7 +331,7 @@ def others(bench: Bench) -> list[Callable[[], Round]]:
         lambda: no_source_round(bench),
     ]
     if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode == 0:
-        rounds.append(lambda: full_disk_round(bench))
+        rounds += [functools.partial(full_disk_round, bench, free) for free in map(int, os.environ["FREE"].split())]
     else:
         print("disk full: left out, this user may not make a name space", flush=True)
     return rounds
@@ -350,6 +360,7 @@ def main() -> int:
             log.write_text("\n".join(run.log.text for run in done.runs), encoding="utf-8")
             print(f"  {log}", flush=True)
 
+    import_all()
     prepare(bench)
     print(f"undisturbed: {bench.elapsed_s:.1f} s, {len(bench.spans)} tasks", flush=True)
     equal = kills(bench, arguments.kills, report) if not arguments.only_others else 0

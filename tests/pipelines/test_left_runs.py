@@ -62,20 +62,43 @@ def test_a_driver_is_alive_as_long_as_it_works(ralm_home: Path, monkeypatch: pyt
             assert (folder / DRIVER_LOCK).exists()
 
     run(monkeypatch, work)
-    assert list(ralm_home.glob(f"runs/*/{DRIVER_LOCK}")) == []
+    assert [path.parent.name for path in ralm_home.glob(f"runs/*/{DRIVER_LOCK}")] == ["other"]
     assert list(ralm_home.glob("runs/*/outputs")) == []
 
 
-@pytest.mark.parametrize(("done", "status"), [(set(), "FAILED"), ({"finish"}, "RUNNING")])
-def test_a_run_is_closed_where_its_last_task_could_not(
-    done: set[str], status: str, database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(path: Path, arguments: dict[str, Any], folder: Path, tasks: Tasks) -> None:
-        monkeypatch.setenv("RALM_RUN_ID", folder.name)
+def fail(path: Path, arguments: dict[str, Any], folder: Path, tasks: Tasks) -> None:
+    """A run whose parent run in MLflow was not closed by its last task."""
+    (folder / "outputs").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RALM_RUN_ID", folder.name)
         tracking.start_parent_run("broken", kfp_run_id="kfp", params={})
-        tasks.done |= done
-        raise PipelineError("task finish failed: exit code -9")
+    raise PipelineError("task finish failed: killed by SIGKILL")
 
+
+def test_a_run_is_closed_where_its_last_task_could_not(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PipelineError, match="task finish failed"):
         run(monkeypatch, fail)
-    assert statuses(database) == {"broken": status}
+    assert statuses(database) == {"broken": "FAILED"}
+
+
+def test_what_could_not_be_closed_is_closed_by_the_next_run(
+    database: Path, ralm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect() -> None:
+        assert list(ralm_home.glob("runs/*/outputs")) == []  # it makes room on a full disk
+        raise OSError("database or disk is full")
+
+    def fail_on_a_full_disk(*arguments: Any) -> None:
+        try:
+            fail(*arguments)
+        finally:
+            monkeypatch.setattr(tracking, "connect", connect)
+
+    works = tracking.connect
+    with pytest.raises(PipelineError, match="task finish failed"):
+        run(monkeypatch, fail_on_a_full_disk)
+    assert statuses(database) == {"broken": "RUNNING"}
+    monkeypatch.setattr(tracking, "connect", works)
+    run(monkeypatch, lambda *_: None)
+    assert statuses(database) == {"broken": "KILLED"}
+    assert list(ralm_home.glob(f"runs/*/{DRIVER_LOCK}")) == []

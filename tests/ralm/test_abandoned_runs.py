@@ -66,3 +66,16 @@ def test_runs_that_a_backend_made_are_its_own_business(database: Path, monkeypat
     monkeypatch.setenv("MLFLOW_RUN_ID", own)
     tracking.finish_parent_run(tag=tracking.KFP_RUN_TAG, value="one", status="FAILED")
     assert statuses(database) == {"one": "RUNNING", "embed": "RUNNING"}
+
+
+def test_a_broken_database_costs_one_line(
+    database: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking.connect()
+    with sqlite3.connect(database) as connection:
+        connection.execute("drop table runs")
+    with tracking.stage_run("embed") as run:
+        assert run.run_id == ""
+    assert "Traceback" not in capfd.readouterr().err
+    (told,) = (record.getMessage() for record in caplog.records if record.name == "ralm.tracking")
+    assert told == "tracking: MlflowException: (sqlite3.OperationalError) no such table: runs"

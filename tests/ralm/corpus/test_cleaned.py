@@ -221,6 +221,18 @@ def test_other_namespaces_clean_otherwise(cut: Callable[..., Path], tmp_path: Pa
     assert (old / "part-00000.parquet").read_bytes() != (reused / "part-00000.parquet").read_bytes()
 
 
+def test_a_folder_of_several_wikis_is_not_taken_over(cut: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = [make_page(1)], [make_page(2)]
+    write_dump(tmp_path / "old" / "a.xml", first, file_name="Datei")
+    write_dump(tmp_path / "old" / "b.xml", second)
+    old = cut(tmp_path / "old", "of-old")
+    assert open_artifact(str(old), "passages").manifest.details["site"] == "several"
+    new = write_dump(tmp_path / "new.xml", [*first, *second])
+    taking_over = cut(new, "taking-over", previous=old)
+    assert taken_over(taking_over) == 0
+    assert_same_files(taking_over, cut(new, "whole"))
+
+
 def test_repeated_passages_of_the_earlier_dump_prevent_it(cut: Callable[..., Path], tmp_path: Path) -> None:
     assert num_taken_over(cut, tmp_path, [*PAGES, PAGES[0]], PAGES) == 0
     assert open_artifact(str(tmp_path / "old-passages"), "passages").manifest.counts["repeated_passages"] > 0
