@@ -83,9 +83,9 @@ def has_registry() -> bool:
 
 
 def connect() -> MlflowClient:
-    """Open the tracking store, after creating or migrating the local database and making the experiment.
+    """Open the tracking store, after making the local database and the experiment.
 
-    Only one process at a time does this, so that processes that start together do not migrate one database at once.
+    Only one process at a time does this, so that processes that start together do not make one database at once.
     """
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -100,12 +100,27 @@ def connect() -> MlflowClient:
     home.mkdir(parents=True, exist_ok=True)
     with (home / ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if uri == own_database():
+            _make_database(home / "mlflow.db")
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         if not os.environ.get("MLFLOW_EXPERIMENT_ID"):
             mlflow.set_experiment(experiment_id=_experiment_id(client, is_local=uri.startswith("sqlite:")))
             os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set by MLflow; here it would outlive a change of database
     return client
+
+
+def _make_database(path: Path) -> None:
+    """Make the local database if it is missing: under another name, as MLflow does not finish one that is half made."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = path.with_name(f".{path.name}.new")
+    for left in path.parent.glob(f"{new.name}*"):  # with its journal
+        left.unlink()
+    SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "mlartifacts").as_uri()).engine.dispose()
+    new.rename(path)
 
 
 def _experiment_id(client: MlflowClient, *, is_local: bool) -> str:

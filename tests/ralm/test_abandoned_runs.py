@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sqlite3
 from pathlib import Path
 
@@ -79,3 +82,32 @@ def test_a_broken_database_costs_one_line(
     assert "Traceback" not in capfd.readouterr().err
     (told,) = (record.getMessage() for record in caplog.records if record.name == "ralm.tracking")
     assert told == "tracking: MlflowException: (sqlite3.OperationalError) no such table: runs"
+
+
+def _connect_and_be_killed(at: int) -> None:
+    """Make the database, up to the `at`-th change of a table."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    seen = 0
+
+    def count(connection: object, cursor: object, statement: str, *_: object) -> None:
+        nonlocal seen
+        seen += "ALTER TABLE" in statement
+        if seen == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    event.listen(Engine, "after_cursor_execute", count)
+    tracking.connect()
+
+
+@pytest.mark.parametrize("at", [2, 9])
+def test_a_database_that_was_half_made_is_made_anew(at: int, database: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_connect_and_be_killed, args=(at,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert tracking.start_parent_run("next", kfp_run_id="next", params={})
+    assert statuses(database) == {"next": "RUNNING"}
+    left = sorted(path.name for path in database.parent.iterdir())
+    assert left == [".mlflow.lock", "mlflow.db"]
