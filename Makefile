@@ -35,6 +35,7 @@ test-gpu: install ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 test-faults: install ## kill -9 at 20 random moments of a re-index (about 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -m faults
 	$(BIN)/python tests/faults/reindex_faults.py
 
 check: install ## formatting, lint, types

@@ -168,7 +168,9 @@ def asking_registry() -> Iterator[MlflowClient]:
             hint = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             raise ConfigError(f"MLflow at {uri} does not let user {user!r} in; {hint}") from error
         if status == 403:
-            raise ConfigError(f"MLflow at {uri}: user {user!r} may not do this: {tracking.first_line(error)}") from error
+            raise ConfigError(
+                f"MLflow at {uri}: user {user!r} may not do this: {tracking.first_line(error)}"
+            ) from error
         raise RalmError(f"MLflow at {uri}: {tracking.first_line(error)}") from error
 
 

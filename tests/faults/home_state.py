@@ -6,13 +6,14 @@ import dataclasses
 import importlib
 import json
 import multiprocessing
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any, Final
 
 RECIPE: Final = "quickstart"
 QUESTIONS: Final = ["what is the colour of granite", "what is the colour of falcon", "what is the colour of violin"]
-ENDS_OF_THE_REST: Final = (".lock", ".db", ".db-journal", ".db-wal", ".db-shm", "events.jsonl", "last.json")
+ENDS_OF_RECORDS: Final = (".lock", ".db", ".db-journal", "events.jsonl", "last.json")
 LIMIT_S: Final = 120.0
 
 
@@ -94,8 +95,6 @@ def look(home: Path) -> State:
 
 
 def _look(home: str, writer: Any) -> None:
-    import os
-
     os.environ.update({"RALM_HOME": home, "RALM_TRACKING": "on"})
     problems: list[str] = []
     artifacts = _artifacts(Path(home) / "store", problems)
@@ -176,13 +175,11 @@ def _runs(database: Path) -> dict[str, Any]:
 
 
 def _unfinished(home: Path) -> list[str]:
-    """Files under no finished artifact, and no records that are meant to stay."""
+    """Folders of work, and files under no finished artifact that are no records which are meant to stay."""
     finished = {path.parent for path in home.glob("store/[!.]*/*/manifest.json")}
-    found = set()
+    found = set(home.glob("store/.work/*")) | set(home.glob("runs/*/outputs"))
     for path in home.rglob("*"):
-        if path.is_dir() or path.name.endswith(ENDS_OF_THE_REST) or finished & set(path.parents):
-            continue
-        place = path.relative_to(home)
-        if place.parts[0] != "mlartifacts":
-            found.add("/".join(place.parts[:3]))
-    return sorted(found)
+        is_record = path.is_dir() or path.name.endswith(ENDS_OF_RECORDS) or home / "mlartifacts" in path.parents
+        if not is_record and not finished & set(path.parents):
+            found.add(path)
+    return sorted({"/".join(path.relative_to(home).parts[:3]) for path in found})
