@@ -34,7 +34,7 @@ test-slow: install ## long tests: real models, whole dumps, kill and resume
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-test-faults: install ## kill -9 at 20 random moments of a re-index (about 10 minutes on 2 cores)
+test-faults: install ## kill -9 at 20 random moments of a re-index (13 minutes on 2 cores)
 	$(BIN)/python -m pytest -m faults
 	$(BIN)/python tests/faults/reindex_faults.py
 
