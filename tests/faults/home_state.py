@@ -150,7 +150,9 @@ def _registry(problems: list[str]) -> dict[str, Any]:
         if not served.source.endswith("@champion"):
             raise RalmError(f"`ralm ask` would not ask the champion, but {served.source}")
         answerer = Answerer(model=served.model, index=served.index, passages=served.passages)
-        answers = [answer.to_json() for answer in answerer.answer(QUESTIONS, k=2)]
+        answers = [
+            answer.to_json() for answer in answerer.answer(QUESTIONS, k=7)
+        ]  # all: whatever a random model finds, the changed ones are among them
     except RalmError as error:
         problems.append(str(error))
     return {

@@ -60,8 +60,9 @@ assert problems() == "", problems()
 (bench.home / "store" / ".work" / "x").mkdir()
 assert problems() == "store/.work/x", problems()
 bench.restore()
+place = look(bench.home).places[0]
 shutil.rmtree(place)
-assert "no such artifact" in problems(), problems()
+assert f"{place}: no such artifact" in problems(), problems()
 print("found")
 """
     (tmp_path / "bench").mkdir()
