@@ -393,8 +393,7 @@ def test_the_commands(three: Pairs, capsys: pytest.CaptureFixture[str]) -> None:
             result = arguments.run(arguments)
             print(json.dumps(result) if arguments.json else arguments.show(result))
         shown = capsys.readouterr()
-        errors = [line for line in shown.err.splitlines(keepends=True) if line.startswith("ralm: ")]
-        return outcome.code, shown.out + "".join(errors)
+        return outcome.code, shown.out + shown.err
 
     register_pair(real_pair(three, "ccc"), tags={serving.METRIC_TAG: "exact_match=0.25"}, judge=always(True))
     code, text = call("list")

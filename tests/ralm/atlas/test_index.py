@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertModel
 
+from components.embed.config import EmbedConfig
 from components.embed.stage import embed
 from components.index.stage import index as build_index
 from ralm.artifacts.manifest import open_artifact
@@ -138,7 +139,7 @@ def test_the_imported_index_answers_like_one_embedded_here(
     rows: list[dict[str, str]], vectors: torch.Tensor, model: str, tmp_path: Path
 ) -> None:
     passages, embeddings = take(write_index(tmp_path / "shards", rows, vectors, [16, 14]), model, tmp_path)
-    embed(passages=passages, model=model, embeddings=str(tmp_path / "own"))
+    embed(passages=passages, model=model, embeddings=str(tmp_path / "own"), config=EmbedConfig(precision="fp32"))
     encoder, found = open_model(model).fingerprints["passage_encoder"], []
     for name in (embeddings, str(tmp_path / "own")):
         build_index(embeddings=name, index=f"{name}-index")
