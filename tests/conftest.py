@@ -6,8 +6,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -167,35 +169,46 @@ def write_tiny_model(folder: Path, more_texts: Sequence[str] = ()) -> None:
     """Write what `tiny_model_files` holds; the tokenizers also learn the signs in `more_texts`."""
     import torch
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
     texts = [f"{row['title']} {row['section']} {row['text']} question: context: answer:" for row in toy_rows()]
     texts += [str(row["question"]) for split in ("train", "dev", "test") for row in toy_questions(split)]
     texts += more_texts
 
-    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Vocabularies by rule: the trainers of the package break ties another way in each process.
+    counts = Counter(" ".join(texts).lower().split())
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    signs = sorted({sign for text in texts for sign in text.lower() if not sign.isspace()})
+    stems = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if word.isalpha()]
+    pieces = [*special, *signs, *(f"##{sign}" for sign in signs), *stems]
+    known = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    words = Tokenizer(models.WordPiece(known, unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer(lowercase=True)
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
     ends = [(name, words.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     words.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=words, mask_token="[MASK]", **names).save_pretrained(folder / "retriever")
 
-    pieces = Tokenizer(models.Unigram())
-    pieces.pre_tokenizer = pre_tokenizers.Metaspace()
-    pieces.decoder = decoders.Metaspace()
     special = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{number}>" for number in range(4))]
-    pieces.train_from_iterator(
-        texts, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    signs = sorted({sign for text in texts for sign in text if not sign.isspace()})
+    cased = Counter(f"▁{word}" for text in texts for word in text.split())
+    scores = {
+        **dict.fromkeys(["▁", *signs], -12.0),
+        **{word: math.log(n / cased.total()) for word, n in sorted(cased.items())},
+    }
+    unigrams = Tokenizer(
+        models.Unigram([(name, 0.0) for name in special] + list(scores.items()), special.index("<unk>"))
     )
-    pieces.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", pieces.token_to_id("</s>"))]
+    unigrams.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigrams.decoder = decoders.Metaspace()
+    unigrams.add_special_tokens(special)
+    unigrams.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", unigrams.token_to_id("</s>"))]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=pieces, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=unigrams, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder / "reader")
 
     with torch.random.fork_rng():
@@ -214,7 +227,7 @@ def write_tiny_model(folder: Path, more_texts: Sequence[str] = ()) -> None:
         bert.save_pretrained(folder / "retriever")
         t5 = T5ForConditionalGeneration(
             T5Config(
-                vocab_size=pieces.get_vocab_size(),
+                vocab_size=unigrams.get_vocab_size(),
                 d_model=32,
                 d_kv=16,
                 d_ff=64,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -42,7 +43,8 @@ def test_shards_cover_the_passages_in_order(
 
 
 def test_the_result_does_not_depend_on_blocks_or_batches(toy_passages: str, tiny_model: str, tmp_path: Path) -> None:
-    configs = [EmbedConfig(dtype="f32"), EmbedConfig(dtype="f32", block_passages=7, token_budget=40)]
+    config = EmbedConfig(dtype="f32", precision="fp32")
+    configs = [config, dataclasses.replace(config, block_passages=7, token_budget=40)]
     found = []
     for number, config in enumerate(configs):
         with pytest.MonkeyPatch.context() as patch:

@@ -76,16 +76,22 @@ def test_fp16_losses_are_close_to_fp32(tiny_model: str) -> None:
     assert all(weight.dtype == torch.float32 for weight in low.weights.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "of_reader", "of_retriever"), [(torch.float16, 2e-3, 0.02), (torch.bfloat16, 0.03, 0.25)], ids=str
+)
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
-def test_split_weights_in_low_precision(tiny_model: str, dtype: torch.dtype, micro_batch_size: int) -> None:
-    """With one part for each process, and with several, whose gradients FSDP moves to its sums at other moments."""
-    config = dataclasses.replace(CONFIG, micro_batch_size=micro_batch_size)
+def test_split_weights_in_low_precision(
+    tiny_model: str, dtype: torch.dtype, of_reader: float, of_retriever: float, micro_batch_size: int
+) -> None:
+    """With one part for each process, and with several, whose gradients FSDP moves to its sums at other moments.
+
+    A score's error is the number format's divided by the temperature; bfloat16 keeps 8 bits, float16 11."""
+    config = dataclasses.replace(CONFIG, micro_batch_size=micro_batch_size, temperature_score=0.1)
     plain = make_learner(tiny_model, config)
     split = make_learner(tiny_model, dataclasses.replace(config, sharding="gradients"), dtype)
     for found, expected in zip(updates(split), updates(plain), strict=True):
-        assert found["reader_loss"] == pytest.approx(expected["reader_loss"], rel=0.03)
-        assert found["retriever_loss"] == pytest.approx(expected["retriever_loss"], rel=0.1)
+        assert found["reader_loss"] == pytest.approx(expected["reader_loss"], rel=of_reader)
+        assert found["retriever_loss"] == pytest.approx(expected["retriever_loss"], rel=of_retriever)
 
 
 @pytest.mark.parametrize("sharding", ["none", "gradients"])
