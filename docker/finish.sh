@@ -3,10 +3,10 @@
 # finish.sh MODULE... The tool that writes the bill (CycloneDX) does not stay.
 set -eu
 if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi
-python -m pip install --quiet --no-deps --no-index --root-user-action=ignore --disable-pip-version-check /mnt/dist/*.whl
+python -m pip install --quiet --no-deps --no-index --root-user-action=ignore --disable-pip-version-check /opt/build/*.whl
 python3 -m venv /tmp/bill
 /tmp/bill/bin/python -m pip install --quiet --no-cache-dir --no-deps --require-hashes --disable-pip-version-check \
-    --root-user-action=ignore -r /mnt/docker/lock/sbom.txt
+    --root-user-action=ignore -r /opt/build/bill.txt
 mkdir -p /usr/share/sbom
 /tmp/bill/bin/cyclonedx-py environment --output-reproducible --output-file /usr/share/sbom/ralm.cdx.json \
     /opt/venv/bin/python

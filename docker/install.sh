@@ -5,5 +5,5 @@ if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi
 for name in "$@"; do
     python -m pip install --quiet --no-cache-dir --no-deps --no-build-isolation --require-hashes \
         --disable-pip-version-check --root-user-action=ignore \
-        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "/mnt/docker/lock/$name.txt"
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r "/opt/build/$name.txt"
 done

@@ -29,7 +29,7 @@ PYTHON
 
 echo $'pip\nsetuptools>=77\nwheel' > "$folder/tools.in"
 echo "kfp==2.17.0" > "$folder/kfp.in"
-echo "cyclonedx-bom>=7,<8" > "$folder/sbom.in"
+echo "cyclonedx-bom>=7,<8" > "$folder/bill.in"
 torch=(${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX" --index-strategy unsafe-best-match} ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"})
 compile tools "$folder/tools.in"
 compile base pyproject.toml --extra s3
@@ -37,7 +37,7 @@ compile cpu pyproject.toml --extra s3 --extra cpu "${torch[@]}"
 compile gpu pyproject.toml --extra s3 --extra gpu
 compile mlflow pyproject.toml --extra s3 --extra server
 compile test pyproject.toml --extra cpu --extra test "${torch[@]}"
-compile sbom "$folder/sbom.in"
+compile bill "$folder/bill.in"
 "$folder/venv/bin/uv" pip compile --quiet --generate-hashes --no-annotate --no-header --no-deps \
     --output-file "$folder/kfp" "$folder/kfp.in"
 mkdir -p docker/lock
@@ -48,4 +48,4 @@ minus cpu "$folder/base" "$folder/tools"
 minus gpu "$folder/base" "$folder/tools"
 minus mlflow "$folder/base" "$folder/tools"
 minus test "$folder/base" "$folder/cpu" "$folder/tools"
-minus sbom
+minus bill
