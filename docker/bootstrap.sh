@@ -15,8 +15,8 @@ answers() { curl --silent --fail --max-time 5 --unix-socket "$SOCKET" http://d/_
 
 install_packages() {
     local missing=() package
-    for package in podman buildah runc mmdebstrap curl; do
-        command -v "$package" > /dev/null || missing+=("$package")
+    for package in podman buildah runc catatonit mmdebstrap curl; do
+        command -v "$package" > /dev/null || [ -x "/usr/libexec/podman/$package" ] || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] && return
     command -v apt-get > /dev/null || fail "missing: ${missing[*]}; install them (no apt-get here)"

@@ -17,9 +17,18 @@ for name in BASE_IMAGE TORCH_INDEX; do
 done
 settings="${PIP_CONFIG_FILE:-/etc/pip.conf}"
 if [ -f "$settings" ] || [ -n "${PIP_FIND_LINKS:-}" ]; then
-    { [ ! -f "$settings" ] || cat "$settings"; } > "$secrets/pip.conf"
+    python3 - "$settings" "${PIP_FIND_LINKS:-}" > "$secrets/pip.conf" << 'PYTHON'
+import configparser, sys
+
+settings = configparser.RawConfigParser()
+settings.read(sys.argv[1])
+if sys.argv[2]:
+    if not settings.has_section("install"):
+        settings.add_section("install")
+    settings.set("install", "find-links", sys.argv[2])
+settings.write(sys.stdout)
+PYTHON
     if [ -n "${PIP_FIND_LINKS:-}" ]; then # builds of torch on this disk; the public index is not asked then
-        printf '\n[install]\nfind-links = %s\n' "$PIP_FIND_LINKS" >> "$secrets/pip.conf"
         [ "$ENGINE" != podman ] || options+=(--volume "$PIP_FIND_LINKS:$PIP_FIND_LINKS:ro")
         [ -n "${TORCH_INDEX+set}" ] || options+=(--build-arg TORCH_INDEX=)
     fi

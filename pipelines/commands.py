@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import capacity, quickstart, runs
-from pipelines.parser import Parser, add_command
+from pipelines.parser import Parser, add_command, add_runner_flag
 from pipelines.pipeline_commands import add_pipeline_commands
 from pipelines.registry_commands import add_registry
 from ralm.capacity.run import Cluster
@@ -105,11 +105,14 @@ def _add_quickstart(commands: Any) -> None:
     parser.add_argument(
         "--corpus", default="", metavar="PLACE", help="your csv or jsonl file, or folder of .txt or .md"
     )
+    add_runner_flag(parser)
 
 
 def run_quickstart(arguments: argparse.Namespace) -> dict[str, Any]:
     """`ralm quickstart`."""
-    return quickstart.index_own(arguments.corpus) if arguments.corpus else quickstart.run()
+    if arguments.corpus and arguments.runner != "subprocess":
+        raise ConfigError("runner: --corpus runs no pipeline, but the stages in this process; leave --runner out")
+    return quickstart.index_own(arguments.corpus) if arguments.corpus else quickstart.run(arguments.runner)
 
 
 def _add_plan(commands: Any) -> None:

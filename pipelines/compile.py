@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Profile = Literal["local", "container", "cluster"]
 PROFILES: Final[tuple[Profile, ...]] = ("local", "container", "cluster")
+Runner = Literal["subprocess", "container"]
+RUNNERS: Final[dict[Runner, Profile]] = {"subprocess": "local", "container": "container"}
+"""Ways to run a task on this machine, and the profile of each."""
 TITLES: Final = {
     "train-and-evaluate": "RALM: train and evaluate",
     "reindex": "RALM: re-index a new dump",

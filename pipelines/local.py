@@ -1,7 +1,8 @@
-"""Run the compiled graph on this machine: each task a subprocess of this Python, through `kfp.local`.
+"""Run the compiled graph on this machine, through `kfp.local`: each task a subprocess of this Python, or a container.
 
-kfp 2.17's runner prints everything to stdout, names no task in its errors and leaves children behind when it is
-stopped. The four functions replaced in `_patched_runner` put that right; the graph itself is run by kfp as it is.
+kfp 2.17's runners print everything to stdout, name no task in their errors, leave children behind when they are
+stopped, and take a container that fails quickly for a success. The functions replaced in `_patched_runner` put that
+right; the graph itself is run by kfp as it is.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
-from pipelines.compile import Profile, compiled_file
-from pipelines.warm import Child, start_task
+import yaml
+
+from pipelines.compile import RUNNERS, Runner, compiled_file
+from pipelines.containers import Engine, hand_over, open_engine, remove_left
+from pipelines.tracking_server import served_tracking
+from pipelines.warm import start_task
 from ralm.artifacts.files import ralm_home, remove
 from ralm.artifacts.lock import if_free, only_one
 from ralm.errors import ConfigError, WorkerError
@@ -33,7 +38,9 @@ from ralm.log import PROGRESS_MARK
 logger = logging.getLogger(__name__)
 KFP_VERSION: Final = "2.17."
 GRACE_S = 10.0
-_EXECUTOR_NOISE: Final = re.compile(r"^\[KFP Executor | Wrote executor output file to ")
+_EXECUTOR_NOISE: Final = re.compile(
+    r"^\[KFP Executor | Wrote executor output file to |^ModuleNotFoundError\(\"No module named 'faiss\.swig"
+)
 _QUIET: Final = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -43,10 +50,32 @@ _ERROR_LINE: Final = re.compile(r"ralm: error: (.*)")
 EXIT_INTERRUPTED = 130
 DRIVER_LOCK: Final = "driver.lock"
 """In a run's folder, and locked while its driver works; free: the driver was killed, or could not close the run."""
+CONTAINERS: Final = "containers"
+"""Mark in the folder of a run whose tasks are containers."""
 
 
 class PipelineError(WorkerError):
     """A task of the pipeline failed; the message names it, the exit code is the task's where it had one."""
+
+
+class Child(Protocol):
+    """A running task."""
+
+    @property
+    def stdout(self) -> Iterable[str]:
+        """What it prints, line by line, errors included; ends with the task."""
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Exit code, negative for a signal; None if it has not ended in time."""
+
+    def explain(self, code: int) -> str:
+        """How it ended, where the runner knows better than the exit code; else empty."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it and what it started; does nothing after its end."""
+
+    def close(self) -> None:
+        """Give up what it holds, after its end."""
 
 
 @dataclass
@@ -54,7 +83,9 @@ class Tasks:
     """The tasks of a run as they go: children that are alive, and how the first failed one ended."""
 
     environment: Mapping[str, str]
-    children: dict[int, Child] = field(default_factory=dict)
+    engine: Engine | None = None
+    """Of containers."""
+    children: list[Child] = field(default_factory=list)
     failed: str = ""
     reason: str = ""
     exit_code: int = 1
@@ -70,20 +101,35 @@ class Tasks:
         self.current.task = name
         return name
 
-    def run(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
+    def run_subprocess(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
         """Run a task's command; its lines go to stderr, without those of kfp's executor."""
+        return self.follow(lambda: start_task(full_command, {**self.environment, **(env_vars or {})}))
+
+    def run_container(
+        self, client: object, image: str, command: list[str], volumes: object, environment: Any = None, **_: Any
+    ) -> int:
+        """The same in a container; the client and the mounts of kfp's runner are not used."""
+        engine = self.engine
+        assert engine is not None
+        return self.follow(lambda: engine.start(image, command, {**self.environment, **(environment or {})}))
+
+    def follow(self, start: Callable[[], Child]) -> int:
+        """Start a task and wait for its end; returns its exit code."""
         name = re.sub(r"-op(-\d+)?$", r"\1", getattr(self.current, "task", "task"))
         started_at = time.monotonic()
         with self.lock:
             if self.is_stopped:
                 return EXIT_INTERRUPTED
-            child = self._start(full_command, env_vars)
+            child = start()
+            self.children.append(child)
         logger.info("task %s: started", name)
         try:
             reason = self._stream(child)
             code = child.wait() or 0
+            reason = child.explain(code) or reason
         finally:
-            self.children.pop(child.pid, None)
+            self.children.remove(child)
+            child.close()
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[2K")
         logger.info("task %s: %s after %.0f s", name, "done" if code == 0 else "failed", time.monotonic() - started_at)
@@ -91,11 +137,6 @@ class Tasks:
             self.failed, self.reason = name, reason or _describe_exit(code)
             self.exit_code = max(code, 1)
         return code
-
-    def _start(self, full_command: list[str], env_vars: Mapping[str, str] | None) -> Child:
-        child = start_task(full_command, {**self.environment, **(env_vars or {})})
-        self.children[child.pid] = child
-        return child
 
     def _stream(self, child: Child) -> str:
         """Pass on the child's lines; the last error among them is returned."""
@@ -113,12 +154,14 @@ class Tasks:
         """End all children and what they started: first politely, then not."""
         with self.lock:
             self.is_stopped = True
-            children = list(self.children.values())
-        _signal_groups(children, signal.SIGTERM)
+            children = list(self.children)
+        for child in children:
+            child.signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
         for child in children:
             child.wait(max(0.1, deadline - time.monotonic()))
-        _signal_groups(children, signal.SIGKILL)
+        for child in children:
+            child.signal(signal.SIGKILL)
 
 
 def _describe_exit(code: int) -> str:
@@ -135,12 +178,6 @@ def _show(line: str) -> None:
     else:
         sys.stderr.write(f"{clear}    {line}")
     sys.stderr.flush()
-
-
-def _signal_groups(children: list[Child], number: int) -> None:
-    for child in children:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
 
 
 @dataclass(frozen=True)
@@ -161,20 +198,22 @@ class FinishedRun:
         return [str(event["uri"]) for event in self.events if event["kind"] == kind]
 
 
-def run_pipeline(arguments: Mapping[str, Any], *, profile: Profile = "local", file: Path | None = None) -> FinishedRun:
+def run_pipeline(
+    arguments: Mapping[str, Any], *, runner: Runner = "subprocess", file: Path | None = None
+) -> FinishedRun:
     """Run a compiled graph here, to its end.
 
     Args:
         arguments: pipeline inputs.
-        profile: which compiled file.
+        runner: what its tasks are; also says which compiled file.
         file: another compiled file of the same graph.
 
     Raises:
         PipelineError: a task failed; the message names it and gives its last error.
-        ConfigError: another kfp than this runner was written for, or no such file.
+        ConfigError: another kfp than this runner was written for, no such file, or no engine or image for containers.
         KeyboardInterrupt: SIGINT or SIGTERM; all children have ended.
     """
-    path = file or compiled_file(profile)
+    path = file or compiled_file(RUNNERS[runner])
     if not path.is_file():
         raise ConfigError(f"{path}: no compiled pipeline; run `ralm pipeline compile`")
     run_id = uuid.uuid4().hex[:16]
@@ -184,23 +223,52 @@ def run_pipeline(arguments: Mapping[str, Any], *, profile: Profile = "local", fi
     if sys.stderr.isatty():
         environment["RALM_PROGRESS"] = "driver"
     tasks = Tasks(environment=environment)
+    given = dict(arguments) if runner == "subprocess" else _with_whole_paths(arguments)
     started_at = time.monotonic()
     with _known_as_alive(folder):
         status = ""
         try:
-            with _stopping_on_signals(tasks):
-                _run_with_kfp(path, dict(arguments), folder, tasks)
+            with _stopping_on_signals(tasks), _prepared(runner, tasks, path, folder, given):
+                _run_with_kfp(path, given, folder, tasks)
         except KeyboardInterrupt:
             tasks.stop()
             status = "KILLED"
             raise
-        except PipelineError:
+        except (PipelineError, ConfigError):
             status = "FAILED"
             raise
         finally:
             _tidy_up(folder, status)
     lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
     return FinishedRun(run_id, [json.loads(line) for line in lines], time.monotonic() - started_at)
+
+
+def _with_whole_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Containers work in another folder."""
+    return {
+        name: os.path.abspath(value) if isinstance(value, str) and "/" in value and os.path.exists(value) else value
+        for name, value in arguments.items()
+    }
+
+
+@contextlib.contextmanager
+def _prepared(runner: Runner, tasks: Tasks, path: Path, folder: Path, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, there is what tasks of this kind need: for containers an engine, their images, and MLflow's server."""
+    if runner == "subprocess":
+        yield
+        return
+    engine = open_engine(folder.name, arguments)
+    with path.open(encoding="utf-8") as file:
+        spec = next(yaml.load_all(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    executors = spec["deploymentSpec"]["executors"].values()
+    engine.check_images({executor["container"]["image"] for executor in executors if "container" in executor})
+    (folder / CONTAINERS).touch()
+    with served_tracking(folder / "mlflow.log") as uri:
+        hand_over(ralm_home())
+        tasks.engine = engine
+        if uri:
+            tasks.environment = {**tasks.environment, "MLFLOW_TRACKING_URI": uri}
+        yield
 
 
 def _run_with_kfp(path: Path, arguments: dict[str, Any], folder: Path, tasks: Tasks) -> None:
@@ -212,10 +280,11 @@ def _run_with_kfp(path: Path, arguments: dict[str, Any], folder: Path, tasks: Ta
     with _patched_runner(tasks), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Task .* no effect in the current local runner")
-        outputs = folder / "outputs"
-        local.init(
-            local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs), workspace_root=str(folder / "workspace")
-        )
+        outputs, workspace = folder / "outputs", folder / "workspace"
+        for place in (outputs, workspace):
+            place.mkdir(parents=True, exist_ok=True)
+        runner = local.DockerRunner() if tasks.engine else local.SubprocessRunner(use_venv=False)
+        local.init(runner, pipeline_root=str(outputs), workspace_root=str(workspace))
         pipeline = components.load_component_from_file(str(path))
         try:
             pipeline(**arguments)
@@ -230,11 +299,12 @@ def _run_with_kfp(path: Path, arguments: dict[str, Any], folder: Path, tasks: Ta
 
 @contextlib.contextmanager
 def _patched_runner(tasks: Tasks) -> Iterator[None]:
-    from kfp.local import executor_input_utils, logging_utils, subprocess_task_handler
+    from kfp.local import docker_task_handler, executor_input_utils, logging_utils, subprocess_task_handler
 
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (
-            (subprocess_task_handler, "run_local_subprocess", tasks.run),
+            (subprocess_task_handler, "run_local_subprocess", tasks.run_subprocess),
+            (docker_task_handler, "run_docker_container", tasks.run_container),
             (executor_input_utils, "get_local_task_resource_name", tasks.name),
             (logging_utils, "local_logger_context", contextlib.nullcontext),
             (logging_utils, "indented_print", contextlib.nullcontext),
@@ -298,6 +368,8 @@ def _tidy_up(folder: Path, status: str) -> None:
     """
     from ralm.tracking import close_left_runs
 
+    if status and (folder / CONTAINERS).exists():
+        remove_left(folder.name)
     remove(folder / "outputs")  # first: on a full disk MLflow needs the room
     if not status or close_left_runs(folder.name, status):
         remove(folder / DRIVER_LOCK)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.compile import Runner
 from pipelines.package import Package
 from pipelines.runs import FIGURES, check_configs, find_questions
 from ralm.artifacts.files import join, read_json
@@ -31,7 +32,7 @@ class StagesRun:
     elapsed_s: float
 
 
-def run_package(package: Package, parameters: Mapping[str, Any]) -> StagesRun:
+def run_package(package: Package, parameters: Mapping[str, Any], *, runner: Runner = "subprocess") -> StagesRun:
     """Run any compiled pipeline here.
 
     Raises:
@@ -43,7 +44,7 @@ def run_package(package: Package, parameters: Mapping[str, Any]) -> StagesRun:
     recipe = str(parameters.get("recipe", package.inputs["recipe"].get("defaultValue", "")))
     given = {**parameters, "questions": find_questions(recipe, str(parameters.get("questions", "")))}
     _check_settings(recipe, given)
-    finished = run_pipeline(given, file=package.path)
+    finished = run_pipeline(given, runner=runner, file=package.path)
     found = {kind: _read(finished.last(kind), name) for kind, name in _SHOWN.items()}
     if found["decision"]:
         challenger = found["decision"]["places"]["challenger"]["predictions"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+from pipelines.compile import RUNNERS
 from ralm.errors import ConfigError
 
 
@@ -37,3 +38,10 @@ def add_command(commands: Any, name: str, run: Any, show: Any, text: str) -> arg
     parser.add_argument("--verbose", action="store_true", help="log details")
     parser.set_defaults(run=run, show=show)
     return parser
+
+
+def add_runner_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of commands that run a pipeline on this machine."""
+    parser.add_argument(
+        "--runner", choices=RUNNERS, default="subprocess", help="tasks as processes of this Python, or as containers"
+    )

@@ -17,13 +17,14 @@ from pipelines.compile import (
     NEVER_CACHED,
     PIPELINES,
     PROFILES,
+    RUNNERS,
     compile_pipeline,
     compiled_file,
 )
 from pipelines.connection import Remote, Server, ServerError, connect, quiet, require_kfp
 from pipelines.cron import parse_cron
 from pipelines.package import Package, parse_parameters, read_package, without_caching
-from pipelines.parser import Parser, add_command
+from pipelines.parser import Parser, add_command, add_runner_flag
 from ralm.errors import ConfigError, RalmError
 
 
@@ -81,7 +82,7 @@ def _add_run(commands: Any) -> None:
         "--param", action="append", default=[], metavar="NAME=VALUE", help="value of one of its inputs; repeatable"
     )
     parser.add_argument("--recipe", default=None, help="named complete run to start from; by default quickstart")
-    parser.add_argument("--profile", choices=PROFILES[:2], default="local", help="which compiled file")
+    add_runner_flag(parser)
     parser.add_argument("--config", default="", metavar="FILE", help="YAML or JSON file with any of these settings")
     for name, kind in runs.INPUTS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind.type, default=None, help=kind.help)
@@ -95,14 +96,14 @@ def run_pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"param: {arguments.pipeline} has a flag for each input, such as --passages")
         inputs = {**(runs.read_inputs(arguments.config) if arguments.config else {}), **flags}
         recipe = arguments.recipe or "quickstart"
-        return dataclasses.asdict(runs.run_recipe(recipe, inputs, profile=arguments.profile))
+        return dataclasses.asdict(runs.run_recipe(recipe, inputs, runner=arguments.runner))
     if arguments.config:
         raise ConfigError(f"config: goes with {PIPELINES[0]}; give --param NAME=VALUE")
-    package = read_package(_compiled(arguments.pipeline, arguments.profile))
+    package = read_package(_compiled(arguments.pipeline, RUNNERS[arguments.runner]))
     named = {**({"recipe": arguments.recipe} if arguments.recipe else {}), **flags}
     words = [f"{name}={value}" for name, value in named.items()]
     parameters = parse_parameters(package, [*words, *arguments.param])
-    return dataclasses.asdict(package_runs.run_package(package, parameters))
+    return dataclasses.asdict(package_runs.run_package(package, parameters, runner=arguments.runner))
 
 
 def show_any_run(result: dict[str, Any]) -> str:

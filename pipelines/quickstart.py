@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from pipelines import runs
+from pipelines.compile import Runner
 from ralm.artifacts.files import Location, exists, is_remote
 from ralm.errors import DataError
 
@@ -19,9 +20,9 @@ QUESTION: Final = "Who hosted the 1969 NASA documentary Debrief: Apollo 8?"
 logger = logging.getLogger(__name__)
 
 
-def run() -> dict[str, Any]:
+def run(runner: Runner = "subprocess") -> dict[str, Any]:
     """Run the quickstart recipe."""
-    return dataclasses.asdict(runs.run_recipe(RECIPE, {})) | {"ask": f'{sys.argv[0]} ask "{QUESTION}"'}
+    return dataclasses.asdict(runs.run_recipe(RECIPE, {}, runner=runner)) | {"ask": f'{sys.argv[0]} ask "{QUESTION}"'}
 
 
 def index_own(corpus: Location) -> dict[str, Any]:

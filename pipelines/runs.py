@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.compile import Profile
+from pipelines.compile import Runner
 from ralm.artifacts.files import Location, exists, join, ralm_home, read_json, read_settings, write_json
 from ralm.artifacts.manifest import read_artifact
 from ralm.errors import ArtifactError, ConfigError
@@ -112,7 +112,7 @@ def read_inputs(place: Location) -> dict[str, Any]:
     return inputs
 
 
-def run_recipe(recipe: str, inputs: Mapping[str, Any], *, profile: Profile = "local") -> Summary:
+def run_recipe(recipe: str, inputs: Mapping[str, Any], *, runner: Runner = "subprocess") -> Summary:
     """Run the pipeline here, and note it as the last run.
 
     Raises:
@@ -127,7 +127,7 @@ def run_recipe(recipe: str, inputs: Mapping[str, Any], *, profile: Profile = "lo
     arguments = {**inputs, "questions": find_questions(recipe, str(inputs.get("questions", "")))}
     planned = plan(recipes=recipes_json(), recipe=recipe, changes=Changes(**arguments))
     check_configs(planned._asdict())
-    finished = run_pipeline({"recipe": recipe, **arguments}, profile=profile)
+    finished = run_pipeline({"recipe": recipe, **arguments}, runner=runner)
     registration = read_json(join(finished.last("registration"), "registration.json"))
     before, after = _metrics(finished.all("predictions"), registration["model"])
     summary = Summary(

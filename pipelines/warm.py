@@ -7,6 +7,7 @@ its own, with its own session, so that a signal to its group ends it and what it
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import importlib
@@ -56,6 +57,19 @@ class Child:
         """Exit code, negative for a signal; None if it has not ended in time."""
         self.process.join(timeout_s)
         return None if self.process.exitcode is None else int(self.process.exitcode)
+
+    def explain(self, code: int) -> str:
+        """Nothing that its exit code does not tell."""
+        return ""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its group; does nothing after its end."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def close(self) -> None:
+        """Close its output."""
+        self.stdout.close()
 
 
 def start_task(full_command: list[str], environment: Mapping[str, str]) -> Child:

@@ -4,31 +4,28 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
 
 import pytest
 
-from pipelines.local import EXIT_INTERRUPTED, Tasks, _stopping_on_signals
-from pipelines.warm import Child
+from pipelines.local import EXIT_INTERRUPTED, Child, Tasks, _stopping_on_signals
 
 
 def test_a_signal_while_a_task_starts_does_not_wait_for_itself() -> None:
-    class SlowStart(Tasks):
-        def _start(self, full_command: list[str], env_vars: Mapping[str, str] | None) -> Child:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)  # the handler runs inside, in this thread
-            raise AssertionError("the signal was lost")
+    def start_slowly() -> Child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # the handler runs inside, in this thread
+        raise AssertionError("the signal was lost")
 
     before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the handler waits for the lock of its own thread"))
     signal.alarm(5)
-    tasks = SlowStart(environment={})
+    tasks = Tasks(environment={})
     try:
         with pytest.raises(KeyboardInterrupt), _stopping_on_signals(tasks):
-            tasks.run([])
+            tasks.follow(start_slowly)
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert tasks.run([]) == EXIT_INTERRUPTED  # nothing starts any more
+    assert tasks.follow(start_slowly) == EXIT_INTERRUPTED  # nothing starts any more
 
 
 def test_stopping_waits_for_the_start_in_another_thread() -> None:

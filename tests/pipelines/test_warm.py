@@ -61,7 +61,7 @@ def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
 def test_a_task_that_was_killed_is_told_by_its_signal(tmp_path: Path) -> None:
     tasks = Tasks(environment={})
     tasks.name("comp-embed-op")
-    code = tasks.run(words("os.kill(os.getpid(), 9)", str(tmp_path / "out.json")))
+    code = tasks.run_subprocess(words("os.kill(os.getpid(), 9)", str(tmp_path / "out.json")))
     assert (code, tasks.failed, tasks.reason) == (-9, "embed", "killed by SIGKILL")
     assert tasks.exit_code == 1
 
@@ -69,9 +69,9 @@ def test_a_task_that_was_killed_is_told_by_its_signal(tmp_path: Path) -> None:
 def test_a_task_that_failed_gives_its_exit_code(tmp_path: Path) -> None:
     tasks = Tasks(environment={})
     tasks.name("comp-gate-op")
-    tasks.run(words("raise SystemExit(2)", str(tmp_path / "out.json")))
+    tasks.run_subprocess(words("raise SystemExit(2)", str(tmp_path / "out.json")))
     tasks.name("comp-report-op")
-    tasks.run(words("raise SystemExit(3)", str(tmp_path / "out.json")))
+    tasks.run_subprocess(words("raise SystemExit(3)", str(tmp_path / "out.json")))
     assert (tasks.failed, tasks.reason, tasks.exit_code) == ("gate", "exit code 2", 2)
 
 
