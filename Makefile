@@ -7,7 +7,8 @@ TORCH_INDEX ?=
 PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test test-slow test-gpu test-faults check format compile clean
+.PHONY: install quickstart test test-slow test-gpu test-faults test-services test-containers check format compile images lock \
+	audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +39,12 @@ test-faults: install ## kill -9 at 20 random moments of a re-index (13 minutes o
 	$(BIN)/python -m pytest -m faults
 	$(BIN)/python tests/faults/reindex_faults.py
 
+test-services: install ## two pipelines at once on MLflow with PostgreSQL and S3 (5 minutes on 2 cores)
+	$(BIN)/python -m pytest -m services -rs
+
+test-containers: install ## images from Debian's packages and PyPI alone, and the quickstart in containers
+	tests/containers/run.sh --quickstart
+
 check: install ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,6 +56,15 @@ format: install ## apply formatting and safe lint fixes
 
 compile: install ## write pipelines/compiled/*.yaml
 	$(BIN)/ralm pipeline compile
+
+images: ## build the images base and cpu (others: docker/build.sh gpu mlflow)
+	docker/build.sh base cpu
+
+lock: ## write docker/lock/*.txt: what the images install
+	docker/lock.sh
+
+audit: ## ask for known vulnerabilities of what the images install
+	docker/audit.sh
 
 clean: ## remove .venv and caches of tools; the store in RALM_HOME stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

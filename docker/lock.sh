@@ -37,6 +37,7 @@ compile cpu pyproject.toml --extra s3 --extra cpu "${torch[@]}"
 compile gpu pyproject.toml --extra s3 --extra gpu
 compile mlflow pyproject.toml --extra s3 --extra server
 compile test pyproject.toml --extra cpu --extra test "${torch[@]}"
+compile base-test pyproject.toml --extra test
 compile bill "$folder/bill.in"
 "$folder/venv/bin/uv" pip compile --quiet --generate-hashes --no-annotate --no-header --no-deps \
     --output-file "$folder/kfp" "$folder/kfp.in"
@@ -48,4 +49,5 @@ minus cpu "$folder/base" "$folder/tools"
 minus gpu "$folder/base" "$folder/tools"
 minus mlflow "$folder/base" "$folder/tools"
 minus test "$folder/base" "$folder/cpu" "$folder/tools"
+minus base-test "$folder/base" "$folder/tools"
 minus bill

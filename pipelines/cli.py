@@ -42,6 +42,9 @@ on a Kubeflow cluster:
   pipeline schedule
                    upload a pipeline and run it again and again
 
+on other schedulers:
+  task NAME        run one task of a pipeline
+
 registered models:
   registry list    list the versions, and why each is what it is
   registry rollback
@@ -78,6 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = words[0], words[1:]
     if name in STAGES:
         return _run_stage(name, rest)
+    if name == "task":
+        from pipelines.task import run
+
+        return run(rest)
     from ralm.cli import exit_code
 
     with exit_code() as outcome:

@@ -57,7 +57,7 @@ def test_images_have_the_versions_that_were_tested(path: Path) -> None:
 
 def test_sets_build_on_each_other_without_repeating() -> None:
     base = entries(ROOT / "docker" / "lock" / "base.txt")
-    for name in ("cpu", "gpu", "mlflow", "test"):
+    for name in ("cpu", "gpu", "mlflow", "test", "base-test"):
         assert not base.keys() & entries(ROOT / "docker" / "lock" / f"{name}.txt").keys(), name
 
 
