@@ -11,43 +11,35 @@ import contextlib
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 import yaml
 
 from pipelines.compile import RUNNERS, Runner, compiled_file
-from pipelines.containers import Engine, hand_over, open_engine, remove_left
+from pipelines.containers import hand_over, open_engine, remove_left
+from pipelines.tasks import Tasks
 from pipelines.tracking_server import served_tracking
-from pipelines.warm import start_task
 from ralm.artifacts.files import ralm_home, remove
 from ralm.artifacts.lock import if_free, only_one
 from ralm.errors import ConfigError, WorkerError
-from ralm.log import PROGRESS_MARK
 
 logger = logging.getLogger(__name__)
 KFP_VERSION: Final = "2.17."
-GRACE_S = 10.0
-_EXECUTOR_NOISE: Final = re.compile(
-    r"^\[KFP Executor | Wrote executor output file to |^ModuleNotFoundError\(\"No module named 'faiss\.swig"
-)
 _QUIET: Final = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_ERROR_LINE: Final = re.compile(r"ralm: error: (.*)")
-EXIT_INTERRUPTED = 130
 DRIVER_LOCK: Final = "driver.lock"
 """In a run's folder, and locked while its driver works; free: the driver was killed, or could not close the run."""
 CONTAINERS: Final = "containers"
@@ -56,128 +48,6 @@ CONTAINERS: Final = "containers"
 
 class PipelineError(WorkerError):
     """A task of the pipeline failed; the message names it, the exit code is the task's where it had one."""
-
-
-class Child(Protocol):
-    """A running task."""
-
-    @property
-    def stdout(self) -> Iterable[str]:
-        """What it prints, line by line, errors included; ends with the task."""
-
-    def wait(self, timeout_s: float | None = None) -> int | None:
-        """Exit code, negative for a signal; None if it has not ended in time."""
-
-    def explain(self, code: int) -> str:
-        """How it ended, where the runner knows better than the exit code; else empty."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it and what it started; does nothing after its end."""
-
-    def close(self) -> None:
-        """Give up what it holds, after its end."""
-
-
-@dataclass
-class Tasks:
-    """The tasks of a run as they go: children that are alive, and how the first failed one ended."""
-
-    environment: Mapping[str, str]
-    engine: Engine | None = None
-    """Of containers."""
-    children: list[Child] = field(default_factory=list)
-    failed: str = ""
-    reason: str = ""
-    exit_code: int = 1
-    """Of the command, if a task failed."""
-    is_stopped: bool = False
-    current: threading.local = field(default_factory=threading.local)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    """Held while a child starts; a signal may come to the very thread that holds it."""
-
-    def name(self, component_name: str) -> str:
-        """Remember which task this thread is about to run; kfp calls it for the task's folder name."""
-        name = component_name.removeprefix("comp-")
-        self.current.task = name
-        return name
-
-    def run_subprocess(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
-        """Run a task's command; its lines go to stderr, without those of kfp's executor."""
-        return self.follow(lambda: start_task(full_command, {**self.environment, **(env_vars or {})}))
-
-    def run_container(
-        self, client: object, image: str, command: list[str], volumes: object, environment: Any = None, **_: Any
-    ) -> int:
-        """The same in a container; the client and the mounts of kfp's runner are not used."""
-        engine = self.engine
-        assert engine is not None
-        return self.follow(lambda: engine.start(image, command, {**self.environment, **(environment or {})}))
-
-    def follow(self, start: Callable[[], Child]) -> int:
-        """Start a task and wait for its end; returns its exit code."""
-        name = re.sub(r"-op(-\d+)?$", r"\1", getattr(self.current, "task", "task"))
-        started_at = time.monotonic()
-        with self.lock:
-            if self.is_stopped:
-                return EXIT_INTERRUPTED
-            child = start()
-            self.children.append(child)
-        logger.info("task %s: started", name)
-        try:
-            reason = self._stream(child)
-            code = child.wait() or 0
-            reason = child.explain(code) or reason
-        finally:
-            self.children.remove(child)
-            child.close()
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[2K")
-        logger.info("task %s: %s after %.0f s", name, "done" if code == 0 else "failed", time.monotonic() - started_at)
-        if code != 0 and not self.failed and not self.is_stopped:
-            self.failed, self.reason = name, reason or _describe_exit(code)
-            self.exit_code = max(code, 1)
-        return code
-
-    def _stream(self, child: Child) -> str:
-        """Pass on the child's lines; the last error among them is returned."""
-        reason = ""
-        is_noise = False
-        for line in child.stdout:
-            is_noise = bool(_EXECUTOR_NOISE.search(line)) or (is_noise and line[:1] in (" ", "{", "}"))
-            if found := _ERROR_LINE.search(line):
-                reason = found[1]
-            if not is_noise and line.strip():
-                _show(line)
-        return reason
-
-    def stop(self) -> None:
-        """End all children and what they started: first politely, then not."""
-        with self.lock:
-            self.is_stopped = True
-            children = list(self.children)
-        for child in children:
-            child.signal(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        for child in children:
-            child.wait(max(0.1, deadline - time.monotonic()))
-        for child in children:
-            child.signal(signal.SIGKILL)
-
-
-def _describe_exit(code: int) -> str:
-    if code < 0 and -code in set(signal.Signals):
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
-
-
-def _show(line: str) -> None:
-    """Pass a task's line on; its progress is shown in place, until the next line."""
-    clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
-    if line.startswith(PROGRESS_MARK):
-        sys.stderr.write(f"{clear}    {line.removeprefix(PROGRESS_MARK).rstrip()}")
-    else:
-        sys.stderr.write(f"{clear}    {line}")
-    sys.stderr.flush()
 
 
 @dataclass(frozen=True)
@@ -222,7 +92,7 @@ def run_pipeline(
     environment = {**_QUIET, "RALM_RUN_ID": run_id, "RALM_EVENTS": str(events)}
     if sys.stderr.isatty():
         environment["RALM_PROGRESS"] = "driver"
-    tasks = Tasks(environment=environment)
+    tasks = Tasks(environment=environment, logs=folder / "logs")
     given = dict(arguments) if runner == "subprocess" else _with_whole_paths(arguments)
     started_at = time.monotonic()
     with _known_as_alive(folder):

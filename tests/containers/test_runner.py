@@ -46,12 +46,14 @@ def left_containers() -> list[str]:
     return engine("ps", "--all", "--quiet", "--filter", f"label={RUN_LABEL}").split()
 
 
-def test_a_quick_failure_is_no_success(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_failure_is_no_success(tmp_path: Path, untracked: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """kfp 2.17's own runner calls this a success (kubeflow/pipelines issue 13332)."""
     with pytest.raises(PipelineError, match="task exit failed: exit code 3") as caught:
         run(graphs.exits, tmp_path, code=3)
     assert caught.value.exit_code == 3
     assert "about to end" in capfd.readouterr().err
+    (log,) = untracked.glob("runs/*/logs/exit.log")
+    assert "about to end" in log.read_text()
     assert left_containers() == []
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipelines import local
-from pipelines.local import DRIVER_LOCK, PipelineError, Tasks, run_pipeline
+from pipelines.local import DRIVER_LOCK, PipelineError, run_pipeline
+from pipelines.tasks import Tasks
 from ralm import tracking
 from ralm.artifacts.lock import only_one
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from pipelines.local import EXIT_INTERRUPTED, Child, Tasks, _stopping_on_signals
+from pipelines.local import _stopping_on_signals
+from pipelines.tasks import EXIT_INTERRUPTED, Child, Tasks
 
 
 def test_a_signal_while_a_task_starts_does_not_wait_for_itself() -> None:

@@ -30,6 +30,12 @@ def test_summary_names_what_was_made(toy_run: Any) -> None:
     assert result["reused"] == []
 
 
+def test_what_each_task_said_is_kept(toy_run: Any) -> None:
+    logs = {path.name: path.read_text() for path in toy_run.home.glob("runs/*/logs/*.log")}
+    assert {"train.log", "embed.log", "register.log"} <= logs.keys()
+    assert "KFP Executor" in logs["train.log"]
+
+
 def test_log_is_tidy(toy_run: Any) -> None:
     assert "KFP Executor" not in toy_run.log
     assert "task train: done" in toy_run.log

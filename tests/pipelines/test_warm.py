@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pipelines import warm
-from pipelines.local import Tasks
+from pipelines.tasks import Tasks
 from pipelines.warm import Child, start_task
 
 ROOT = Path(__file__).resolve().parents[2]
