@@ -21,8 +21,8 @@ from typing import Any
 
 from ralm.artifacts.files import join, local_copy, read_json, read_settings
 from ralm.artifacts.manifest import Manifest
-from ralm.artifacts.store import handing_over_by_reference, stored_location
-from ralm.errors import ConfigError, RalmError, WorkerError
+from ralm.artifacts.store import files_location, handing_over_by_reference
+from ralm.errors import ConfigError, RalmError
 from ralm.log import is_distributed_worker, is_first_worker, set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def run_task(
 def _show(manifest: Manifest, views: Mapping[str, str], numbers: dict[str, Any] | None) -> None:
     from ralm.tracking import numbers_of
 
-    place = stored_location(manifest)
+    place = files_location(manifest)
     for name, target in views.items():
         path = Path(target)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def call_tracked(stage: Stage, arguments: dict[str, Any], *, parent_run_id: str 
         event = {
             "stage": name,
             "kind": manifest.kind,
-            "uri": stored_location(manifest),
+            "uri": files_location(manifest),
             "fingerprint": manifest.fingerprint,
             "counts": dict(manifest.counts),
             "reused": manifest.reused,
@@ -184,7 +184,7 @@ def exit_code() -> Iterator[Outcome]:
     try:
         yield outcome
     except RalmError as error:
-        outcome.code = error.exit_code if isinstance(error, WorkerError) else EXIT_BAD_INPUT
+        outcome.code = error.exit_code
         print(f"ralm: error: {one_line(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         outcome.code = EXIT_INTERRUPTED

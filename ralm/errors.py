@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class RalmError(Exception):
-    """Base of all errors with a message meant for the user. The command line prints it on one line and exits with 2."""
+    """Base of all errors with a message meant for the user; the command line prints it on one line."""
+
+    exit_code: int = 2
+    """What the command ends with: 2 for bad input or settings."""
 
 
 class ConfigError(RalmError):
@@ -17,6 +20,20 @@ class ArtifactError(RalmError):
 
 class DataError(RalmError):
     """The content of an input (a dump, a table, a question file) is not what its format promises."""
+
+
+class UnreachableError(RalmError):
+    """A server could not be reached."""
+
+
+class StorageError(RalmError):
+    """An object store refuses access, has no such bucket, or is none that is known: a setting is wrong."""
+
+
+class StorageDownError(UnreachableError, StorageError):
+    """An object store gave no good answer after all attempts: the same may do later."""
+
+    exit_code = 1
 
 
 class WorkerError(RalmError):

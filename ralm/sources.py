@@ -19,17 +19,19 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from ralm.artifacts import remote
 from ralm.artifacts.files import (
     cache_folder,
     encode_json,
-    file_system,
+    is_folder,
     is_remote,
+    join,
     local_path,
     read_json,
     sha256_file,
     write_json,
 )
-from ralm.errors import ConfigError, DataError
+from ralm.errors import ConfigError, DataError, StorageDownError, UnreachableError
 from ralm.fetch import assets, atlas, http, hub, pypi
 from ralm.fetch.lock import only_fetcher
 
@@ -157,8 +159,10 @@ def _url_identity(url: str) -> str:
     note = cache_folder("downloads") / "identities" / f"{_digest(url)[:32]}.json"
     try:
         state = http.remote_state(url)
-    except http.UnreachableError as error:
+    except UnreachableError as error:
         if not note.is_file():
+            if isinstance(error, StorageDownError):
+                raise
             raise DataError(str(error)) from error
         logger.warning("%s; using the version fetched before", error)
         return str(read_json(str(note))["identity"])
@@ -192,20 +196,14 @@ def _fetch_files(urls: Mapping[str, str]) -> Path:
 
 
 def _is_url_folder(url: str) -> bool:
-    if url.startswith(("http://", "https://")):
-        return False
-    system, path = file_system(url)
-    return bool(system.isdir(path))
+    return not url.startswith(("http://", "https://")) and is_folder(url)
 
 
 def _url_files(url: str) -> list[str]:
     """URLs of all files below a folder of an object store, sorted."""
     if not _is_url_folder(url):
         raise DataError(f"{url}: expected a folder of an object store")
-    system, path = file_system(url)
-    base = system._strip_protocol(path).rstrip("/")
-    names = sorted(str(name) for name in system.find(path))
-    return [f"{url.rstrip('/')}/{name.removeprefix(base).lstrip('/')}" for name in names]
+    return [join(url, name) for name in sorted(remote.file_sizes(url))]
 
 
 def _single_asset(source: str) -> assets.Asset:

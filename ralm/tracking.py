@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ralm.artifacts.files import exists, join, local_copy, ralm_home, read_json
 from ralm.artifacts.manifest import Manifest
-from ralm.artifacts.store import stored_location
+from ralm.artifacts.store import files_location
 from ralm.errors import ConfigError, RalmError
 from ralm.log import is_first_worker
 
@@ -388,7 +389,7 @@ def log_artifact(path: Path | str) -> None:
 
 
 def _log_output(manifest: Manifest) -> None:
-    place = stored_location(manifest)
+    place = files_location(manifest)
     numbers = numbers_of(manifest.counts, "counts.")
     for name, prefix in (("metrics.json", ""), ("timings.json", "timings.")):
         if exists(join(place, name)):
@@ -437,9 +438,18 @@ def _guarded(call: Callable[[], T]) -> T | None:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in one line; errors of a database may begin with advice to programmers."""
+    """What went wrong, in one line without passwords; errors of a database may begin with advice to programmers."""
     lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
-    return lines[0] if lines else type(error).__name__
+    return without_password(lines[0]) if lines else type(error).__name__
+
+
+def without_password(text: str) -> str:
+    """A text with URLs, without the names and passwords in these.
+
+    >>> without_password("no answer from http://name:secret@host:5000/api")
+    'no answer from http://host:5000/api'
+    """
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _parameters(params: Mapping[str, object]) -> list[Any]:

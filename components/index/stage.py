@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from components.index.config import IndexConfig
-from ralm.artifacts.files import Location, exists, file_system, is_folder, is_remote, join, local_path
+from ralm.artifacts.files import Location, exists, is_folder, is_remote, join, local_path
 from ralm.artifacts.manifest import MANIFEST, Artifact, Manifest, open_artifact
+from ralm.artifacts.remote import list_folder
 from ralm.artifacts.schemas import PASSAGE_IDS as PASSAGE_IDS_SCHEMA
 from ralm.artifacts.store import Contents, produce
 from ralm.artifacts.tables import write_table
@@ -91,8 +92,7 @@ def _open_shards(place: Location) -> list[Artifact]:
     if exists(join(place, MANIFEST)) or not is_folder(place):
         return [open_artifact(place, "embeddings")]
     if is_remote(place):
-        system, path = file_system(place)
-        folders = sorted(str(system.unstrip_protocol(entry)) for entry in system.ls(path, detail=False))
+        folders = list_folder(place)
     else:
         folders = sorted(str(entry) for entry in local_path(place).iterdir() if entry.is_dir())
     found = [open_artifact(folder, "embeddings") for folder in folders if exists(join(folder, MANIFEST))]

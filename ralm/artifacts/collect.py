@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 from ralm.artifacts.files import Location, is_remote, local_path, ralm_home, remove
 from ralm.artifacts.lock import if_free
 from ralm.artifacts.manifest import MANIFEST, Manifest, read_artifact
-from ralm.artifacts.store import lock_file, store_uri
+from ralm.artifacts.store import lock_file, store_uri, work_folder
 from ralm.errors import ArtifactError, ConfigError
 
+logger = logging.getLogger(__name__)
 REPEATED_KINDS = ("embeddings",)
 """Nothing is lost without them: an index holds the vectors, and a re-index takes them from there."""
 
@@ -48,7 +50,10 @@ def list_store() -> list[StoredArtifact]:
 
 
 def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run: bool) -> list[StoredArtifact]:
-    """Remove artifacts that are at least `keep_days` old and that no root needs.
+    """Remove artifacts that are at least `keep_days` old and that no root needs, and what killed stages left.
+
+    Artifacts in a remote store stay: who else uses them is not known here. What this machine keeps of them (work that
+    was not uploaded, local copies) goes when it is as old.
 
     Args:
         roots: store locations that are in use: those of the registry's versions and of the last run. What they were
@@ -61,10 +66,27 @@ def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run
 
     Raises:
         ArtifactError: a root is not in the store, so that the references cannot be trusted.
-        ConfigError: negative age, or a remote store.
+        ConfigError: negative age.
     """
     if keep_days < 0:
         raise ConfigError(f"keep_days: expected 0 or more, found {keep_days}")
+    if is_remote(store_uri()):
+        logger.info("%s: artifacts in a remote store are left to its own tools and lifecycle rules", store_uri())
+        unused = []
+    else:
+        unused = _unused(roots, keep_days)
+    if not is_dry_run:
+        for artifact in unused:
+            folder = local_path(artifact.uri)
+            (folder / MANIFEST).unlink()  # first, so that a broken removal leaves nothing that looks finished
+            remove(folder)
+        _remove_old(ralm_home() / "checkpoints", keep_days)
+        _remove_old(ralm_home() / "cache" / "remote", keep_days)
+        _remove_left_work(keep_days)
+    return unused
+
+
+def _unused(roots: Collection[Location], keep_days: float) -> list[StoredArtifact]:
     stored = list_store()
     by_uri = {artifact.uri: artifact for artifact in stored}
     if missing := sorted(root for root in roots if root not in by_uri):
@@ -79,15 +101,7 @@ def collect_garbage(*, roots: Collection[Location], keep_days: float, is_dry_run
             needed.add(artifact.uri)
             sources = [source for fingerprint in artifact.inputs for source in by_fingerprint.get(fingerprint, [])]
             todo += [source for source in sources if source.kind not in REPEATED_KINDS]
-    unused = [artifact for artifact in stored if artifact.uri not in needed and artifact.age_days >= keep_days]
-    if not is_dry_run:
-        for artifact in unused:
-            folder = local_path(artifact.uri)
-            (folder / MANIFEST).unlink()  # first, so that a broken removal leaves nothing that looks finished
-            remove(folder)
-        _remove_old_checkpoints(keep_days)
-        _remove_left_work(keep_days)
-    return unused
+    return [artifact for artifact in stored if artifact.uri not in needed and artifact.age_days >= keep_days]
 
 
 def _describe(folder: Path, manifest: Manifest) -> StoredArtifact:
@@ -101,16 +115,15 @@ def _describe(folder: Path, manifest: Manifest) -> StoredArtifact:
     )
 
 
-def _remove_old_checkpoints(keep_days: float) -> None:
-    checkpoints = ralm_home() / "checkpoints"
-    for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
+def _remove_old(place: Path, keep_days: float) -> None:
+    for folder in place.iterdir() if place.is_dir() else ():
         if time.time() - folder.stat().st_mtime >= keep_days * 86400:
             remove(folder)
 
 
 def _remove_left_work(keep_days: float) -> None:
     """Work folders of stages that were killed and not run again; what is being made is locked."""
-    work = local_path(store_uri()) / ".work"
+    work = work_folder()
     for folder in work.iterdir() if work.is_dir() else ():
         with if_free(lock_file(folder.name)) as is_left:
             if is_left and time.time() - folder.stat().st_mtime >= keep_days * 86400:

@@ -1,6 +1,7 @@
 """Places and files: a `Location` is a local path or an fsspec URL. The only module that opens what a user names.
 
-A `Location` stays a plain string: `pathlib.Path` would turn `s3://bucket/x` into `s3:/bucket/x`.
+A `Location` stays a plain string: `pathlib.Path` would turn `s3://bucket/x` into `s3:/bucket/x`. URLs are opened by
+`ralm.artifacts.remote`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ import json
 import os
 import shutil
 import tempfile
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
-import fsspec
-import fsspec.core
 import yaml
 
+from ralm.artifacts import remote
+from ralm.artifacts.lock import only_one
 from ralm.errors import ArtifactError, ConfigError, DataError
 
 Location = str
@@ -61,46 +61,31 @@ def join(location: Location, *parts: str) -> Location:
     return "/".join([location.rstrip("/") if location != "/" else "", *parts])
 
 
-def file_system(location: Location) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a location and the path inside it.
-
-    Raises:
-        ArtifactError: unknown scheme, or its package is not installed.
-    """
-    try:
-        return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(location))
-    except (ValueError, ImportError) as error:
-        raise ArtifactError(f"{location}: {error}") from error
-
-
 def exists(location: Location) -> bool:
     """True if a file or folder is there."""
     if not is_remote(location):
         return local_path(location).exists()
-    system, path = file_system(location)
-    return bool(system.exists(path))
+    return remote.exists(location)
 
 
 def is_folder(location: Location) -> bool:
     """True if the location is a folder (or a URL prefix with files below it)."""
     if not is_remote(location):
         return local_path(location).is_dir()
-    system, path = file_system(location)
-    return bool(system.isdir(path))
+    return remote.is_folder(location)
 
 
-def open_file(location: Location, mode: str = "rb") -> IO[Any]:
-    """Open a local or remote file.
+def read_file(location: Location) -> bytes:
+    """The content of a local or remote file.
 
     Raises:
         DataError: it is missing, a folder, or may not be read.
     """
+    if is_remote(location):
+        return remote.read_file(location)
     try:
-        if not is_remote(location):
-            return cast(IO[Any], local_path(location).open(mode, encoding=None if "b" in mode else "utf-8"))
-        system, path = file_system(location)
-        return cast(IO[Any], system.open(path, mode))
-    except FileNotFoundError as error:
+        return local_path(location).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{location}: no such file") from error
     except (IsADirectoryError, PermissionError) as error:
         raise DataError(f"{location}: {os.strerror(error.errno or errno.EIO).lower()}") from error
@@ -112,8 +97,7 @@ def read_json(location: Location) -> Any:
     Raises:
         DataError: it is missing or is no JSON; the message names line and column.
     """
-    with open_file(location) as file:
-        raw = file.read()
+    raw = read_file(location)
     try:
         return json.loads(raw)
     except json.JSONDecodeError as error:
@@ -129,11 +113,12 @@ def read_settings(location: Location) -> dict[str, Any]:
         DataError: it is missing.
         ConfigError: it is no YAML (the message names line and column), or no mapping.
     """
-    with open_file(location) as file:
-        try:
-            plain = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{location}: no YAML: {' '.join(str(error).split())}") from error
+    raw = read_file(location)
+    try:
+        plain = yaml.safe_load(raw)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split()).replace('in "<byte string>", ', "")
+        raise ConfigError(f"{location}: no YAML: {why}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{location}: expected settings by name, found {type(plain).__name__}")
     return {str(name): value for name, value in plain.items()}
@@ -175,37 +160,68 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def local_copy(location: Location, *, identity: str = "") -> Path:
-    """A local path with the content of a location: the path itself, or a cached download of a remote file or folder.
+def local_copy(location: Location, *, identity: str = "", sha256: str = "") -> Path:
+    """A local path with the content of a file: the path itself, or a cached download of a remote one.
 
     Args:
-        location: file or folder.
+        location: of the file.
         identity: what the content is known by (a fingerprint), so that a changed remote file is fetched anew.
+        sha256: of the content; a download is compared with it.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there, or a download has another checksum.
     """
     if not is_remote(location):
         path = local_path(location)
         if not path.exists():
-            raise DataError(f"{location}: no such file or folder")
+            raise DataError(f"{location}: no such file")
         return path
-    key = hashlib.sha256(f"{location}\n{identity}".encode()).hexdigest()[:32]
-    target = cache_folder("remote") / key / location.rstrip("/").rpartition("/")[2]
-    if target.exists():
-        return target
-    system, remote = file_system(location)
-    partial = target.parent / f".{uuid.uuid4().hex}"
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        system.get(remote, str(partial), recursive=True)
-        with contextlib.suppress(OSError):  # another process may have fetched it first
-            partial.rename(target)
-    except FileNotFoundError as error:
-        raise DataError(f"{location}: no such file or folder") from error
-    finally:
-        remove(partial)
+    target = _cached(location, identity)
+    if not target.exists():
+        with only_one(target.with_name(".lock"), f"fetching {location}"):
+            if not target.exists():
+                _fetch(location, target, sha256)
     return target
+
+
+def local_folder(location: Location, files: Mapping[str, str], *, identity: str) -> Path:
+    """A local path with the content of a folder: the path itself, or a cached download of a remote one.
+
+    Args:
+        location: of the folder.
+        files: sha256 of each of its files, by path inside it.
+        identity: what the content is known by (a fingerprint).
+
+    Raises:
+        DataError: a file is not there, or a download has another checksum.
+    """
+    if not is_remote(location):
+        return local_path(location)
+    target = _cached(location, identity)
+    if not target.exists():
+        with only_one(target.with_name(".lock"), f"fetching {location}"):
+            part = target.with_name(f".{target.name}.part")
+            missing = {} if target.exists() else {name: files[name] for name in files if not (part / name).exists()}
+            for name, sha256 in missing.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                _fetch(join(location, name), part / name, sha256)
+            if part.exists():
+                part.rename(target)
+    return target
+
+
+def _cached(location: Location, identity: str) -> Path:
+    key = hashlib.sha256(f"{location}\n{identity}".encode()).hexdigest()[:32]
+    return cache_folder("remote") / key / location.rstrip("/").rpartition("/")[2]
+
+
+def _fetch(location: Location, target: Path, sha256: str) -> None:
+    part = target.with_name(f".{target.name}.part")  # stays where it breaks off: the next try goes on from there
+    remote.download(location, part)
+    if sha256 and (found := sha256_file(part)) != sha256:
+        part.unlink()
+        raise DataError(f"{location}: expected sha256 {sha256}, found {found}; the file in the store is damaged")
+    part.rename(target)
 
 
 def remove(path: Path) -> None:

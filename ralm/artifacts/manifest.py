@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from ralm.artifacts import remote
 from ralm.artifacts.files import (
     Location,
     encode_json,
     exists,
-    file_system,
     is_folder,
     is_remote,
     join,
     local_copy,
+    local_folder,
+    local_path,
     read_json,
 )
 from ralm.errors import ArtifactError, DataError
@@ -148,7 +150,10 @@ class Artifact:
 
     def local(self, path: str = "") -> Path:
         """A local path to one of its files, or to the whole folder; remote files are fetched into the cache."""
-        return local_copy(self.file(path) if path else self.base, identity=self.fingerprint)
+        files = {entry.path: entry.sha256 for entry in self.manifest.files}
+        if not path:
+            return local_folder(self.base, files, identity=self.fingerprint)
+        return local_copy(self.file(path), identity=self.fingerprint, sha256=files[path])
 
 
 def open_artifact(location: Location, kind: str, version: int = 1) -> Artifact:
@@ -163,8 +168,9 @@ def open_artifact(location: Location, kind: str, version: int = 1) -> Artifact:
         raise ArtifactError(f"{location}: expected a {kind} artifact, found a {manifest.kind} artifact")
     if manifest.version != version:
         raise ArtifactError(f"{location}: expected {kind} version {version}, found version {manifest.version}")
+    sizes = _sizes(artifact)
     for entry in manifest.files:
-        found = _size(join(artifact.base, entry.path))
+        found = sizes.get(entry.path)
         if found != entry.bytes:
             state = "is missing" if found is None else f"has {found} bytes"
             raise ArtifactError(f"{artifact.base}: damaged: {entry.path} {state}, expected {entry.bytes} bytes")
@@ -178,23 +184,22 @@ def read_artifact(location: Location) -> Artifact:
         ArtifactError: nothing there, unfinished, or no valid manifest.
     """
     place = join(location, MANIFEST)
-    if not exists(place):
-        if exists(location) and not is_folder(location):
-            raise ArtifactError(f"{location}: expected the folder of an artifact, found a file")
-        state = "unfinished: it has no manifest.json" if exists(location) else "no such artifact"
-        raise ArtifactError(f"{location}: {state}; run the stage that makes it")
     try:
         manifest = Manifest.from_json(read_json(place), place)
     except DataError as error:
-        raise ArtifactError(str(error)) from error
+        if exists(place):
+            raise ArtifactError(str(error)) from error
+        if exists(location) and not is_folder(location):
+            raise ArtifactError(f"{location}: expected the folder of an artifact, found a file") from error
+        state = "unfinished: it has no manifest.json" if exists(location) else "no such artifact"
+        raise ArtifactError(f"{location}: {state}; run the stage that makes it") from error
     return Artifact(location, manifest, manifest.data_uri or location)
 
 
-def _size(location: Location) -> int | None:
-    try:
-        if is_remote(location):
-            system, path = file_system(location)
-            return int(system.size(path))
-        return Path(location.removeprefix("file://")).stat().st_size
-    except FileNotFoundError:
-        return None
+def _sizes(artifact: Artifact) -> dict[str, int]:
+    """Bytes of the artifact's files, as far as they are there."""
+    if is_remote(artifact.base):
+        return remote.file_sizes(artifact.base)
+    folder = local_path(artifact.base)
+    paths = {entry.path: folder / entry.path for entry in artifact.manifest.files}
+    return {name: path.stat().st_size for name, path in paths.items() if path.exists()}

@@ -20,11 +20,11 @@ from typing import Any
 
 import psutil
 
+from ralm.artifacts import remote
 from ralm.artifacts.files import (
     Location,
     atomic_file,
     encode_json,
-    file_system,
     is_remote,
     join,
     local_path,
@@ -45,7 +45,7 @@ from ralm.artifacts.manifest import (
     open_artifact,
     read_artifact,
 )
-from ralm.errors import ArtifactError
+from ralm.errors import ArtifactError, StorageError
 
 logger = logging.getLogger(__name__)
 UNFINISHED = ".ralm-unfinished"
@@ -80,13 +80,26 @@ def checkpoint_folder(key: str) -> Path:
 
 
 def lock_file(key: str) -> Path:
-    """The lock that is held while the artifact with this key is made."""
-    return ralm_home() / "locks" / f"{key}.lock"
+    """The lock that is held while the artifact with this key is made; all who share a local store share its locks."""
+    store = store_uri()
+    base = ralm_home() / "locks" if is_remote(store) else local_path(store) / ".locks"
+    return base / f"{key}.lock"
+
+
+def work_folder() -> Path:
+    """Where artifacts are made, each in a folder named by its key."""
+    store = store_uri()
+    return ralm_home() / "work" if is_remote(store) else local_path(store) / ".work"
 
 
 def stored_location(manifest: Manifest) -> Location:
     """Where the store keeps this artifact: stable, unlike the folder it was handed to."""
     return join(store_uri(), manifest.kind, manifest.key)
+
+
+def files_location(manifest: Manifest) -> Location:
+    """Where the files of this artifact are, which is below `stored_location` in a remote store."""
+    return manifest.data_uri or stored_location(manifest)
 
 
 @contextlib.contextmanager
@@ -142,9 +155,9 @@ def produce(
     with only_one(lock_file(key), f"making {key}"):
         manifest = _finished(place, kind)
         if manifest is None:
-            work = _work_folder(key)
+            work = work_folder() / key
             try:
-                manifest = build_artifact(
+                manifest = _built_before(work, place) or build_artifact(
                     work,
                     build,
                     kind=kind,
@@ -155,16 +168,18 @@ def produce(
                     stage_version=stage_version,
                     seed=seed,
                 )
-                _publish(work, place, manifest)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if not is_remote(place):
+                    _move(work, local_path(place))
+            except BaseException as error:
+                remove(work)
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise ArtifactError(f"{work}: disk full while making {kind}; nothing was published") from error
                 raise
-            finally:
-                remove(work)
+            if is_remote(place):
+                manifest = _upload(work, place, manifest)
         else:
             logger.info("%s: reused %s %s, made before from the same inputs and config", stage, kind, key)
-    _hand_over(output, place, manifest)
+    _hand_over(output, manifest.data_uri or place, manifest)
     return manifest
 
 
@@ -178,7 +193,7 @@ def take_finished(output: Location, kind: str, key: str) -> Manifest | None:
     place = join(store_uri(), kind, key)
     manifest = _finished(place, kind)
     if manifest is not None:
-        _hand_over(output, place, manifest)
+        _hand_over(output, manifest.data_uri or place, manifest)
     return manifest
 
 
@@ -255,15 +270,40 @@ def _finished(place: Location, kind: str) -> Manifest | None:
     return dataclasses.replace(manifest, reused=True)
 
 
-def _publish(work: Path, place: Location, manifest: Manifest) -> None:
-    if not is_remote(place):
-        target = local_path(place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work.rename(target)
-        return
-    system, path = file_system(place)
-    for name in [*(entry.path for entry in manifest.files), TIMINGS, MANIFEST]:  # the manifest last
-        system.put_file(str(work / name), f"{path}/{name}")
+def _built_before(work: Path, place: Location) -> Manifest | None:
+    """What an earlier call made for a remote store and could not upload to its end."""
+    if not is_remote(place) or not (work / MANIFEST).exists():
+        return None
+    logger.info("%s: made before; only the upload to %s is left", work, place)
+    return read_artifact(str(work)).manifest
+
+
+def _move(work: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work.rename(target)
+
+
+def _upload(work: Path, place: Location, manifest: Manifest) -> Manifest:
+    """Publish a work folder in a remote store, the manifest last; the folder goes when that is done.
+
+    The files lie in a folder named by their content, an artifact of its own, so that two machines that make the same
+    artifact at once never mix theirs. The first manifest at `place` stays: what it names may be in use already.
+    """
+    base = join(place, manifest.fingerprint[:16])
+    try:
+        stored = remote.file_sizes(base)  # of an upload that broke off
+        for name in [*(entry.path for entry in manifest.files), TIMINGS, MANIFEST]:
+            if stored.get(name) != (work / name).stat().st_size:
+                remote.upload(work / name, join(base, name))
+        manifest = dataclasses.replace(manifest, data_uri=base)
+        is_first = remote.write_new(join(place, MANIFEST), encode_json(manifest.to_json()))
+    except StorageError as error:
+        raise type(error)(f"{error}; {work} keeps what was made, and the same command uploads it") from error
+    if not is_first:
+        logger.info("%s: another machine published it meanwhile; that one is used", place)
+        manifest = dataclasses.replace(open_artifact(place, manifest.kind, manifest.version).manifest, reused=True)
+    remove(work)
+    return manifest
 
 
 def _check_output(output: Location) -> None:
@@ -282,14 +322,13 @@ def _hand_over(output: Location, place: Location, manifest: Manifest) -> None:
     if is_remote(output) or is_remote(place) or _by_reference.get():
         reference = encode_json(dataclasses.replace(manifest, data_uri=place).to_json())
         if is_remote(output):
-            system, path = file_system(join(output, MANIFEST))
-            system.pipe_file(path, reference)
+            remote.write_file(join(output, MANIFEST), reference)
             return
         files: list[str] = []
     else:
         reference = encode_json(manifest.to_json())
         files = [*(entry.path for entry in manifest.files), TIMINGS]
-    folder, source = local_path(output), Path(place)
+    folder = local_path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / UNFINISHED).touch()
     _clear(folder)
@@ -297,10 +336,10 @@ def _hand_over(output: Location, place: Location, manifest: Manifest) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             (folder / name).unlink(missing_ok=True)
-            os.link(source / name, folder / name)
+            os.link(local_path(place) / name, folder / name)
         except OSError:  # another file system, one without hard links, or another node was faster
             with contextlib.suppress(shutil.SameFileError):
-                shutil.copy2(source / name, folder / name)
+                shutil.copy2(local_path(place) / name, folder / name)
     with atomic_file(folder / MANIFEST) as file:
         file.write(reference)
     (folder / UNFINISHED).unlink(missing_ok=True)
@@ -316,16 +355,9 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _work_folder(key: str) -> Path:
-    store = store_uri()
-    base = ralm_home() / "work" if is_remote(store) else local_path(store) / ".work"
-    return base / key
-
-
 def _remove_stored(place: Location) -> None:
     if is_remote(place):
-        system, path = file_system(place)
-        system.rm(path, recursive=True)
+        remote.remove_file(join(place, MANIFEST))  # another machine may be putting its files there
     else:
         folder = local_path(place)
         (folder / MANIFEST).unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""Parquet tables with a declared schema: writers refuse what does not match, readers refuse another version."""
+"""Parquet tables with a declared schema: writers refuse what does not match, readers refuse another version.
+
+Local files are mapped into memory; of a file in an object store only what is read is fetched.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from typing import Any, Self, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ralm.artifacts.files import Location, file_system, is_remote, local_path
+from ralm.artifacts.files import Location, is_remote, local_path
+from ralm.artifacts.range_file import RangeFile
 from ralm.artifacts.schemas import schema_name
-from ralm.errors import ArtifactError
+from ralm.errors import ArtifactError, DataError
 
 TEXT_ROW_GROUP_ROWS = 4096
 VECTOR_ROW_GROUP_ROWS = 65536
+BYTES_AT_ONCE = 1 << 26
+"""Of a remote table that is read whole so much is fetched at a time."""
 
 Rows: TypeAlias = "pa.Table | pa.RecordBatch | Iterable[Mapping[str, Any]]"
 
@@ -109,19 +115,59 @@ def write_table(path: Path, rows: Rows, schema: pa.Schema) -> int:
     return writer.num_rows
 
 
+class RemoteParquetFile(pq.ParquetFile):
+    """A Parquet file in an object store. Reads fetch the bytes of their columns first, several pieces at once.
+
+    Args:
+        location: its URL.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._ranges = RangeFile(location)
+        super().__init__(self._ranges)
+
+    def read_row_groups(self, row_groups: Sequence[int], columns: Sequence[str] | None = None, **options: Any) -> Any:
+        """As the base class."""
+        self._ranges.fetch([chunk for group in row_groups for chunk in self._chunks(group, columns)])
+        return super().read_row_groups(row_groups, columns=columns, **options)
+
+    def read_row_group(self, i: int, columns: Sequence[str] | None = None, **options: Any) -> Any:
+        """As the base class."""
+        return self.read_row_groups([i], columns, **options)
+
+    def read(self, columns: Sequence[str] | None = None, **options: Any) -> Any:
+        """As the base class, some row groups at a time."""
+        parts: list[list[int]] = [[]]
+        num_bytes = 0
+        for group in range(self.num_row_groups):
+            if num_bytes >= BYTES_AT_ONCE:
+                parts, num_bytes = [*parts, []], 0
+            parts[-1].append(group)
+            num_bytes += sum(stop - start for start, stop in self._chunks(group, columns))
+        return pa.concat_tables(self.read_row_groups(part, columns, **options) for part in parts)
+
+    def _chunks(self, group: int, columns: Sequence[str] | None) -> Iterator[tuple[int, int]]:
+        """Where the columns of a row group are: first byte and byte after the last."""
+        found = self.metadata.row_group(group)
+        for chunk in map(found.column, range(found.num_columns)):
+            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
+                start = chunk.dictionary_page_offset or chunk.data_page_offset
+                yield start, start + chunk.total_compressed_size
+
+
 def open_parquet(location: Location, expected: str) -> pq.ParquetFile:
-    """Open a Parquet file (memory-mapped where it is local) and check its schema's name and version.
+    """Open a Parquet file and check its schema's name and version.
 
     Raises:
         ArtifactError: missing, damaged, or of another schema.
+        StorageError: the object store does not give it.
     """
     try:
         if is_remote(location):
-            system, path = file_system(location)
-            file = pq.ParquetFile(path, filesystem=system, pre_buffer=True)
+            file: pq.ParquetFile = RemoteParquetFile(location)
         else:
             file = pq.ParquetFile(local_path(location), memory_map=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, DataError) as error:
         raise ArtifactError(f"{location}: no such file, expected a {expected} table") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{location}: no readable Parquet file: {error}") from error

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ralm.artifacts.files import cache_folder, read_json, write_json
-from ralm.errors import ConfigError, DataError, RalmError
-from ralm.fetch.http import AnswerError, UnreachableError, read_small
+from ralm.errors import ConfigError, DataError, RalmError, UnreachableError
+from ralm.fetch.http import AnswerError, read_small
 from ralm.fetch.mirrors import split_mirrors
 from ralm.sources import fetch_file
 

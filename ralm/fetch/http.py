@@ -13,7 +13,6 @@ import hashlib
 import http.client
 import json
 import logging
-import math
 import os
 import time
 import urllib.error
@@ -23,18 +22,20 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Any, TypeVar
 
-from ralm.artifacts.files import file_system, write_json
-from ralm.errors import ConfigError, DataError, RalmError
+from ralm.artifacts import remote
+from ralm.artifacts.files import write_json
+from ralm.artifacts.range_file import RangeFile
+from ralm.artifacts.remote import TIMEOUT_VARIABLE, timeout_s
+from ralm.errors import DataError, UnreachableError
 from ralm.log import progress
 
 logger = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 20
+READ_AHEAD_BYTES = 1 << 25
+"""Of other URLs than HTTP so much is fetched at a time, in several pieces at once."""
 T = TypeVar("T")
-TIMEOUT_VARIABLE: Final = "RALM_HTTP_TIMEOUT_S"
-TIMEOUT_S = 60.0
-"""Seconds without a single byte after which a connection counts as dropped, where the variable is not set."""
 MAX_ATTEMPTS = 6
 """Attempts in a row without a single new byte."""
 MAX_QUESTIONS = 3
@@ -62,10 +63,6 @@ class RemoteState:
         return f"{self.validator}/{self.size}"
 
 
-class UnreachableError(RalmError):
-    """The server could not be reached."""
-
-
 class AnswerError(DataError):
     """The server answered with an error that will not pass, such as 404."""
 
@@ -81,22 +78,6 @@ class _DroppedError(Exception):
         super().__init__(reason)
         self.wait_s = wait_s
         """How long the server wants to be left alone."""
-
-
-def timeout_s() -> float:
-    """`$RALM_HTTP_TIMEOUT_S`: seconds without a byte after which a connection counts as dropped.
-
-    Raises:
-        ConfigError: no positive number.
-    """
-    text = os.environ.get(TIMEOUT_VARIABLE) or str(TIMEOUT_S)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"{TIMEOUT_VARIABLE}: expected seconds, a positive number, found {text!r}")
-    return seconds
 
 
 def remote_state(url: str) -> RemoteState:
@@ -125,8 +106,7 @@ def read_small(url: str) -> bytes:
     """
     if not _is_http(url):
         _file_system_state(url)
-        system, path = file_system(url)
-        return bytes(system.cat_file(path))
+        return remote.read_file(url)
     return _ask(url, "GET", lambda response: _read_small(url, response))
 
 
@@ -222,7 +202,7 @@ def _append(url: str, part: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+def _open_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes] | RangeFile, int | None]]:
     """A stream of what comes after the part, and the size of the whole; a part of another version is emptied."""
     if not _is_http(url):
         with _open_file_system_rest(url, part) as opened:
@@ -263,24 +243,17 @@ def _open_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
 
 
 @contextlib.contextmanager
-def _open_file_system_rest(url: str, part: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+def _open_file_system_rest(url: str, part: Path) -> Iterator[tuple[RangeFile, int | None]]:
     state = _file_system_state(url)
     if not _part_size(part) or _note(part, url).validator != state.identity:
         _start_part(part, url, RemoteState(size=state.size, validator=state.identity))
-    system, path = file_system(url)
-    with system.open(path, "rb") as stream:
+    with RangeFile(url, read_ahead=READ_AHEAD_BYTES) as stream:
         stream.seek(_part_size(part))
         yield stream, state.size
 
 
 def _file_system_state(url: str) -> RemoteState:
-    system, path = file_system(url)
-    try:
-        info = system.info(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{url}: no such file") from error
-    except Exception as error:  # each file system has errors of its own
-        raise DataError(f"{url}: cannot be read: {error}") from error
+    info = remote.file_info(url)
     if info.get("type") == "directory":
         raise DataError(f"{url}: expected a file, found a folder")
     names = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created")

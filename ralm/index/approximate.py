@@ -22,6 +22,7 @@ from ralm.index.config import IndexSettings, Kind, Storage
 from ralm.index.faiss_gpu import to_device, to_memory
 from ralm.index.matrix import BLOCK_ROWS, check_search, rescore, to_float32
 from ralm.index.recall import matrix_products, reference_rows
+from ralm.index.rows_on_demand import RowsOnDemand, with_rows
 
 CPU = torch.device("cpu")
 FAISS_FILE = "index.faiss"
@@ -177,7 +178,7 @@ class ApproximateSearcher:
 
     Args:
         index: the filled faiss index.
-        matrix_ND: the vectors as `matrix.npy` holds them, memory-mapped.
+        matrix_ND: the vectors as `matrix.npy` holds them, memory-mapped or fetched on demand.
         layout: how the index was built.
         effort: how hard to look.
         id_N: ids of the passages; among equal scores the lower one comes first. By default the rows.
@@ -187,7 +188,7 @@ class ApproximateSearcher:
     def __init__(
         self,
         index: Any,
-        matrix_ND: np.ndarray,
+        matrix_ND: np.ndarray | RowsOnDemand,
         layout: Layout,
         effort: Effort,
         *,
@@ -217,7 +218,7 @@ class ApproximateSearcher:
         check_search(question_BD, k, *self._matrix_ND.shape)
         score_BC, row_BC = self.candidates(question_BD, k)
         if self._effort.rerank or self._layout.kind in WHOLE_VECTORS:
-            score_BC = rescore(question_BD, row_BC, self._matrix_ND)
+            score_BC = rescore(question_BD, row_BC, with_rows(self._matrix_ND, row_BC[row_BC >= 0]))
         order = np.lexsort((self._id_N[row_BC], -score_BC), axis=1)[:, :k]
         return np.take_along_axis(score_BC, order, 1), np.take_along_axis(row_BC, order, 1)
 
@@ -235,7 +236,8 @@ class ApproximateSearcher:
             breadth = min(2 * breadth, self._layout.nlist)
             score_BC[short], row_BC[short] = self._search_faiss(question_BD[short], size, breadth)
         if len(short):
-            score_BC[short], row_BC[short] = reference_rows(question_BD[short], self._matrix_ND, size)
+            matrix_ND = with_rows(self._matrix_ND, np.arange(len(self._matrix_ND)))
+            score_BC[short], row_BC[short] = reference_rows(question_BD[short], matrix_ND, size)
         return score_BC, row_BC
 
     def _search_faiss(self, question_BD: np.ndarray, size: int, breadth: int) -> tuple[np.ndarray, np.ndarray]:

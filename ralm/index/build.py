@@ -26,6 +26,7 @@ from ralm.index.approximate import (
 from ralm.index.config import USED_BY, IndexSettings, Kind
 from ralm.index.faiss_gpu import to_device
 from ralm.index.flat import FlatSearcher, is_resident
+from ralm.index.rows_on_demand import RowsOnDemand, part_of
 from ralm.index.shard import part_of_faiss
 from ralm.index.tuning import TUNED_CUT, make_probes, measure_recall, tune
 
@@ -133,7 +134,7 @@ def read_layout(details: Mapping[str, Any]) -> Layout:
 
 def open_searcher(
     faiss_file: Path | None,
-    matrix_ND: np.ndarray,
+    matrix_ND: np.ndarray | RowsOnDemand,
     details: Mapping[str, Any],
     device: torch.device,
     *,
@@ -144,7 +145,7 @@ def open_searcher(
 
     Args:
         faiss_file: its `index.faiss`, None for a flat index.
-        matrix_ND: its whole mapped `matrix.npy`.
+        matrix_ND: its whole `matrix.npy`; of a flat index it has to be mapped.
         details: as `finish_index` returned them.
         device: where it is searched.
         id_N: ids of these rows; among equal scores the lower one comes first. By default the rows.
@@ -156,8 +157,8 @@ def open_searcher(
     if details["kind"] not in get_args(Kind):
         known = ", ".join(get_args(Kind))
         raise ArtifactError(f"index: expected one of the kinds {known}, found {details['kind']!r}; build it again")
-    own_ND = matrix_ND[rows]
-    if details["kind"] == "flat":
+    own_ND = part_of(matrix_ND, rows)
+    if isinstance(own_ND, np.ndarray) and details["kind"] == "flat":
         return FlatSearcher(own_ND, device, id_N)
     if faiss_file is None:
         raise ArtifactError(f"an index of kind {details['kind']} needs a file {FAISS_FILE}; build it again")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ralm.artifacts.files import Location, remove
+from ralm.artifacts.files import Location, is_remote, remove
 from ralm.artifacts.manifest import Artifact, open_artifact
 from ralm.artifacts.store import Contents, build_artifact
 from ralm.artifacts.tables import read_table
@@ -20,10 +20,13 @@ from ralm.index.approximate import FAISS_FILE
 from ralm.index.build import finish_index, open_searcher
 from ralm.index.config import IndexSettings
 from ralm.index.matrix import BLOCK_ROWS, MATRIX, check_search, create_matrix, open_matrix, to_float32, to_storage
+from ralm.index.rows_on_demand import RowsOnDemand, with_rows
 from ralm.index.shard import Found, check_split, row_multiple, search_parts
 
 PASSAGE_IDS = "passage_ids.parquet"
 REFRESH_VERSION = 1
+WHOLE_MATRIX_BYTES = 1 << 28
+"""Vectors in an object store up to this size are fetched whole, whatever the kind of the index."""
 
 
 class Index:
@@ -52,7 +55,7 @@ class Index:
         self.num_passages = len(id_N)
         self.rows = world.part(self.num_passages, row_multiple(details["kind"]))
         self.passage_ids = id_N if world.size == 1 else id_N[self.rows].copy()
-        self._matrix_ND = open_matrix(artifact.local(MATRIX), self.num_passages, details["dimension"])
+        self._matrix_ND = _open_vectors(artifact, self.num_passages)
         faiss_file = artifact.local(FAISS_FILE) if artifact.has(FAISS_FILE) else None
         self._searcher = open_searcher(
             faiss_file, self._matrix_ND, details, device, id_N=self.passage_ids, rows=self.rows
@@ -92,7 +95,7 @@ class Index:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored vectors of these rows as float32, shape `rows.shape + (D,)`."""
-        return to_float32(self._matrix_ND[np.asarray(rows)])
+        return to_float32(with_rows(self._matrix_ND, np.asarray(rows))[np.asarray(rows)])
 
     def with_vectors(self, matrix_ND: np.ndarray, folder: Path, *, passage_encoder: str = "") -> Index:
         """The same passages with new vectors: the refresh inside training.
@@ -144,6 +147,15 @@ class Index:
         remove(folder)
         work.rename(folder)
         return Index(open_artifact(str(folder), "index"), self._device, self.world)
+
+
+def _open_vectors(artifact: Artifact, num_passages: int) -> np.ndarray | RowsOnDemand:
+    """The `matrix.npy` of an index; a large one in an object store is fetched whole only for an exact search."""
+    dimension = artifact.manifest.details["dimension"]
+    size = next((entry.bytes for entry in artifact.manifest.files if entry.path == MATRIX), 0)
+    if is_remote(artifact.base) and artifact.manifest.details["kind"] != "flat" and size > WHOLE_MATRIX_BYTES:
+        return RowsOnDemand(artifact.file(MATRIX), num_passages, dimension)
+    return open_matrix(artifact.local(MATRIX), num_passages, dimension)
 
 
 def open_index(

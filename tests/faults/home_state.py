@@ -13,7 +13,7 @@ from typing import Any, Final
 
 RECIPE: Final = "quickstart"
 QUESTIONS: Final = ["what is the colour of granite", "what is the colour of falcon", "what is the colour of violin"]
-ENDS_OF_RECORDS: Final = (".lock", ".db", ".db-journal", "events.jsonl", "last.json")
+ENDS_OF_RECORDS: Final = (".lock", ".db", ".db-journal", ".log", "events.jsonl", "last.json")
 LIMIT_S: Final = 120.0
 
 

@@ -1,15 +1,18 @@
-"""A small HTTP server whose manners the tests decide."""
+"""A small HTTP server and an object store whose manners the tests decide."""
 
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ralm.artifacts import remote
 from ralm.fetch import http
+from tests.s3_proxy import BUCKET, S3Proxy, connected, s3_server
 
 
 @dataclass
@@ -87,3 +90,21 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[tuple[str, int]]:
+    """Of an S3 server."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    """The proxy in front of it; the test has a store of its own there, and waiting is cut to nothing."""
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    standard = pytest.importorskip("botocore.retries.standard")
+    monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda *_: 0.001)
+    with S3Proxy(s3_address) as proxy, connected(proxy.url, monkeypatch):
+        monkeypatch.setenv("RALM_STORE_URI", f"s3://{BUCKET}/{uuid.uuid4().hex}")
+        yield proxy

@@ -24,7 +24,14 @@ from components.train.stage import train
 from ralm import tracking
 from ralm.artifacts.files import is_remote
 from ralm.artifacts.manifest import Manifest, open_artifact, read_artifact
-from ralm.artifacts.store import Contents, handing_over_by_reference, plain_config, produce, stored_location
+from ralm.artifacts.store import (
+    Contents,
+    files_location,
+    handing_over_by_reference,
+    plain_config,
+    produce,
+    stored_location,
+)
 from ralm.cli import EXIT_INTERRUPTED, exit_code, run_stage, run_task
 from ralm.errors import ArtifactError, ConfigError
 from tests.components.train.cluster_stub import (
@@ -187,8 +194,9 @@ def test_a_store_that_is_no_folder(
     manifest = call(arguments)
     flags = flags_of(cluster.created[0])
     assert is_remote(flags["model"])
-    assert read_artifact(flags["trained"]).manifest.data_uri == stored_location(manifest)
-    assert read_artifact(arguments["trained"]).manifest.data_uri == stored_location(manifest)
+    assert files_location(manifest).startswith(stored_location(manifest))
+    assert read_artifact(flags["trained"]).manifest.data_uri == files_location(manifest)
+    assert read_artifact(arguments["trained"]).manifest.data_uri == files_location(manifest)
     assert not (ralm_home / "store").exists()
 
 

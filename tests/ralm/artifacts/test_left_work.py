@@ -10,6 +10,7 @@ import pytest
 
 from ralm.artifacts.collect import collect_garbage
 from ralm.artifacts.lock import only_one
+from ralm.artifacts.store import lock_file
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_what_was_left_is_removed_with_the_garbage(work: Path) -> None:
     assert not work.exists()
 
 
-def test_what_is_being_made_stays(work: Path, ralm_home: Path) -> None:
-    with only_one(ralm_home / "locks" / "ab12.lock", "making ab12"):
+def test_what_is_being_made_stays(work: Path) -> None:
+    with only_one(lock_file("ab12"), "making ab12"):
         collect_garbage(roots=[], keep_days=0, is_dry_run=False)
     assert (work / "part-00000.parquet").exists()

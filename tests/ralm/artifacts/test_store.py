@@ -201,6 +201,16 @@ def test_two_at_once_build_once(tmp_path: Path) -> None:
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
+def test_two_machines_with_one_local_store_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RALM_STORE_URI", str(tmp_path / "store"))
+    processes = []
+    for name in ("a", "b"):
+        monkeypatch.setenv("RALM_HOME", str(tmp_path / f"home {name}"))
+        processes.append(start(tmp_path / name, tmp_path / "flag", 1.0))
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in processes) == ["False", "True"]
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
 def test_times_are_outside_the_manifest(tmp_path: Path) -> None:
     make(tmp_path / "out")
     timings = json.loads((tmp_path / "out" / "timings.json").read_text())
