@@ -65,8 +65,9 @@ start() {
     podman run --rm "$BASE_IMAGE" true 2> "$FOLDER/podman.log" \
         || fail "no container can start here: $(tail -n 1 "$FOLDER/podman.log")"
     if ! answers; then
-        setsid podman system service --time=0 "unix://$SOCKET" > "$FOLDER/service.log" 2>&1 < /dev/null &
-        echo $! > "$FOLDER/podman.pid"
+        cd "$FOLDER" # containers that run out of memory leave a file where their service was started
+        setsid podman system service --time=0 "unix://$SOCKET" > service.log 2>&1 < /dev/null &
+        echo $! > podman.pid
         for _ in $(seq 100); do answers && break; sleep 0.1; done
         answers || fail "podman's service does not answer: $(tail -n 1 "$FOLDER/service.log")"
     fi
