@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -18,11 +20,12 @@ from ralm.artifacts.manifest import Artifact, Manifest, open_artifact
 from ralm.artifacts.schemas import embeddings_schema
 from ralm.artifacts.store import Contents, produce
 from ralm.artifacts.tables import TableWriter, iterate_rows
-from ralm.device import best_device, resolve_dtype
+from ralm.device import HostCopy, best_device, resolve_dtype
 from ralm.errors import ConfigError
 from ralm.log import progress
 from ralm.model import Model, open_model
-from ralm.retriever.embed import embed_texts
+from ralm.overlap import Behind, ahead
+from ralm.retriever.embed import TokenizedTexts, encode_tokens, tokenize_texts
 from ralm.retriever.encoded import EncodedPassages, open_encoded
 from ralm.retriever.encoder import Encoder
 from ralm.retriever.vectors import binary_column
@@ -124,6 +127,19 @@ def shard_rows(num_rows: int, shard: int, num_shards: int) -> tuple[int, int]:
     return num_rows * shard // num_shards, num_rows * (shard + 1) // num_shards
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A block of passages, ready to be encoded."""
+
+    ids: pa.ChunkedArray
+    is_new: np.ndarray
+    """`[N]`, true where the encoder is needed."""
+    known: np.ndarray | None
+    """Vectors of an earlier index; some row of it where a passage is new."""
+    tokens: TokenizedTexts | None
+    """Of the new passages, in their order; None where there are none."""
+
+
 class PassageVectors:
     """Vectors of passages: those of an earlier index where it has the text, else the encoder's, which is loaded then.
 
@@ -158,36 +174,53 @@ class PassageVectors:
         """Of the table they are written to."""
         return embeddings_schema(self.dimension, self._config.dtype, self._model.fingerprints["passage_encoder"])
 
-    def rows(self, block: pa.Table, bar: progress) -> pa.Table:
-        """Id and vector of each passage of a block."""
-        ids = block.column("passage_id")
-        if self._known is None:
-            return pa.table([ids, binary_column(self._encode(block, bar), self._config.dtype)], schema=self.schema)
-        row_N = self._known.find(block.column("content_hash"))
-        vector_ND = self._known.vectors(np.maximum(row_N, 0))
-        new_N = np.flatnonzero(row_N < 0)
-        bar.update(len(row_N) - len(new_N))
-        if len(new_N):
-            vector_ND[new_N] = self._encode(block.take(new_N), bar)
-        return pa.table([ids, binary_column(vector_ND, self._config.dtype)], schema=self.schema)
+    def prepare(self, block: pa.Table) -> Prepared:
+        """Look up what is known of a block, and tokenize what is not."""
+        is_new_N = np.ones(block.num_rows, dtype=bool)
+        known_ND = None
+        if self._known is not None:
+            row_N = self._known.find(block.column("content_hash"))
+            is_new_N = row_N < 0
+            known_ND = self._known.vectors(np.maximum(row_N, 0))
+        tokens = None
+        if is_new_N.any():
+            columns = (block.column(name).filter(is_new_N).to_pylist() for name in ("title", "section", "text"))
+            retriever = self._model.retriever
+            texts = [retriever.format_passage(*fields) for fields in zip(*columns, strict=True)]
+            tokens = tokenize_texts(self._encoder, texts, retriever.max_passage_tokens)
+        return Prepared(block.column("passage_id"), is_new_N, known_ND, tokens)
 
-    def _encode(self, block: pa.Table, bar: progress) -> np.ndarray:
-        retriever = self._model.retriever
-        columns = (block.column(name).to_pylist() for name in ("title", "section", "text"))
-        self.num_encoded += block.num_rows
-        return embed_texts(
-            self._encoder,
-            [retriever.format_passage(*fields) for fields in zip(*columns, strict=True)],
-            max_tokens=retriever.max_passage_tokens,
-            token_budget=self._config.token_budget or None,
-            bar=bar,
-        )
+    def encode(self, prepared: Prepared, bar: progress) -> HostCopy | None:
+        """Begin to encode what is not known; None where all is."""
+        bar.update(int((~prepared.is_new).sum()))
+        if prepared.tokens is None:
+            return None
+        self.num_encoded += len(prepared.tokens.order)
+        budget = self._config.token_budget or None
+        return HostCopy(encode_tokens(self._encoder, prepared.tokens, bar=bar, token_budget=budget))
+
+    def rows(self, prepared: Prepared, encoded: HostCopy | None) -> pa.Table:
+        """Id and vector of each passage of a block; waits for what was begun."""
+        if prepared.known is None:
+            assert encoded is not None
+            vector_ND = encoded.numpy()
+        else:
+            vector_ND = prepared.known
+            if encoded is not None:
+                vector_ND[prepared.is_new] = encoded.numpy()
+        return pa.table([prepared.ids, binary_column(vector_ND, self._config.dtype)], schema=self.schema)
 
 
 def _write_shard(path: Path, blocks: Iterator[pa.Table], vectors: PassageVectors, num_rows: int) -> int:
+    """Encode the blocks, while one thread prepares the next of them and another writes the one before."""
     with TableWriter(path, vectors.schema) as writer, progress(total=num_rows, what="embed", unit="passages") as bar:
-        for block in blocks:
-            writer.write(vectors.rows(block, bar))
+
+        def write(prepared: Prepared, encoded: HostCopy | None) -> None:
+            writer.write(vectors.rows(prepared, encoded))
+
+        with contextlib.closing(ahead(vectors.prepare, blocks)) as ready, Behind() as behind:
+            for prepared in ready:
+                behind.run(write, prepared, vectors.encode(prepared, bar))
     return writer.num_rows
 
 

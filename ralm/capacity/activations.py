@@ -16,7 +16,7 @@ from typing import Final
 from ralm.capacity.architecture import EncoderShape, ReaderShape
 
 FP32: Final = 4
-BUCKET_TOKENS: Final = {True: 16384, False: 768}
+BUCKET_TOKENS: Final = {True: 8192, False: 768}
 """On a GPU, or not: reader inputs are encoded in groups of at least so many tokens (`ralm/reader/fusion.py`)."""
 
 
@@ -115,8 +115,8 @@ def largest_group(inputs: int, tokens: int, kernels: Kernels) -> int:
     """Tokens of the largest group of inputs that a reader encodes at once; all inputs have `tokens` tokens.
 
     Example:
-        >>> largest_group(40, 512, Kernels(compute_bytes=2, has_dropout=True))  # 32 inputs, and a rest of 8
-        20480
+        >>> largest_group(40, 512, Kernels(compute_bytes=2, has_dropout=True))  # 16 inputs, and 16 with a rest of 8
+        12288
     """
     rows = -(-BUCKET_TOKENS[kernels.is_gpu] // tokens)
     return tokens * (inputs if inputs < 2 * rows else rows + inputs % rows)

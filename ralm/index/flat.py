@@ -1,8 +1,9 @@
 """Exact maximum-inner-product search: blocks of the matrix against all questions, in bounded memory.
 
 A block product finds candidates, more than asked for; their scores are then computed each on its own, so that a passage
-has the same score whatever stands beside it: in any block, on any number of processes. Rounding of the block products
-cannot lose a passage: where the margin is not wide enough to rule that out, the question is searched again.
+has the same score whatever stands beside it: in any block, on any device, on any number of processes. Rounding of the
+block products cannot lose a passage: where the margin is not wide enough to rule that out, the question is searched
+again.
 
 Shapes: B questions, N passages searched, K passages found per question, C candidates, D embedding size.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ralm.device import free_bytes
 from ralm.index.matrix import BLOCK_ROWS, check_search, rescore, to_float32
+from ralm.index.products import as_tensor, best_of, half_products, half_questions, half_rounding, inner_products
 
 RESIDENT_BYTES = 2 << 30
 """Up to this size the matrix is held as fp32 in main memory; a larger one is converted block by block."""
@@ -28,6 +30,12 @@ SCORED_AT_ONCE = 4096
 """Candidates of a crowded question that are scored at a time."""
 QUESTIONS_AT_ONCE = 2048
 """Questions in one block product; it bounds its memory (0.5 GiB)."""
+SCORES_AT_ONCE = 2**27
+"""Scores (4 bytes each) of a block product on a GPU that holds the matrix as fp16; at least `BLOCK_ROWS` rows."""
+GPU_BLOCK_ROWS = 4 * 2**20
+"""Most rows in it."""
+VALUES_AT_ONCE = 2**25
+"""Values (8 bytes each) of candidates that a GPU scores at a time."""
 
 
 def is_resident(matrix_ND: np.ndarray) -> bool:
@@ -39,16 +47,25 @@ class FlatSearcher:
     """Search a matrix of passage vectors by inner product.
 
     Args:
-        matrix_ND: vectors as `matrix.npy` holds them, best memory-mapped.
+        matrix_ND: vectors as `matrix.npy` holds them, best memory-mapped; or, on a GPU, a tensor that is there already.
         device: where the products are computed.
         id_N: ids of the passages; among equal scores the lower one comes first. By default the rows.
     """
 
-    def __init__(self, matrix_ND: np.ndarray, device: torch.device, id_N: np.ndarray | None = None) -> None:
-        self._matrix_ND, self._device = matrix_ND, device
+    def __init__(self, matrix_ND: np.ndarray | Tensor, device: torch.device, id_N: np.ndarray | None = None) -> None:
+        self._device, self._shape = device, (len(matrix_ND), matrix_ND.shape[1])
         self._id_N = np.arange(len(matrix_ND)) if id_N is None else id_N
-        self._resident_ND = self._load_resident()
         self._longest: dict[int, float] = {}
+        self._held_ND: Tensor | None = None
+        if isinstance(matrix_ND, Tensor):
+            self._held_ND, self._matrix_ND = matrix_ND, np.empty((0, matrix_ND.shape[1]), np.float32)
+        else:
+            self._matrix_ND = matrix_ND
+            if device.type == "cuda" and matrix_ND.nbytes <= GPU_SHARE * free_bytes(device):
+                self._held_ND = _to_gpu(matrix_ND, device)
+        self._is_half = self._held_ND is not None and self._held_ND.dtype == torch.float16
+        is_small = device.type != "cuda" and is_resident(self._matrix_ND)
+        self._resident_ND = torch.from_numpy(to_float32(self._matrix_ND)).to(device) if is_small else None
 
     def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages of each question; among equal scores the lower id comes first.
@@ -68,15 +85,15 @@ class FlatSearcher:
             >>> searcher.search(np.array([[0.0, 2.0, 1.0]], np.float32), 2)[1].tolist()
             [[1, 2]]
         """
-        check_search(question_BD, k, *self._matrix_ND.shape)
+        check_search(question_BD, k, *self._shape)
         if len(question_BD) > QUESTIONS_AT_ONCE:
             starts = range(0, len(question_BD), QUESTIONS_AT_ONCE)
             parts = [self.search(question_BD[start : start + QUESTIONS_AT_ONCE], k) for start in starts]
             return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
         question_BD = np.ascontiguousarray(question_BD, np.float32)
-        near_BC, row_BC = self._scan(question_BD, min(k + MARGIN, len(self._matrix_ND)))
-        score_BK, row_BK = self._best(rescore(question_BD, row_BC, self._matrix_ND), row_BC, k)
-        if row_BC.shape[1] < len(self._matrix_ND):
+        near_BC, row_BC = self._scan(question_BD, min(k + MARGIN, self._shape[0]))
+        score_BK, row_BK = self._best(self._score(question_BD, row_BC), row_BC, k)
+        if row_BC.shape[1] < self._shape[0]:
             # What was not kept has at most the last candidate's score, up to the rounding of both.
             error_B = self._rounding(question_BD)
             for number in np.flatnonzero(near_BC[:, -1] + error_B >= score_BK[:, -1]):
@@ -87,30 +104,48 @@ class FlatSearcher:
     def _scan(self, question_BD: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The `size` best rows by block products, best first."""
         question = torch.from_numpy(question_BD).to(self._device)
+        divisor_B1 = torch.ones((len(question), 1), device=self._device)
+        block_rows = BLOCK_ROWS
+        if self._is_half:
+            question, divisor_B1 = half_questions(question)
+            block_rows = max(BLOCK_ROWS, min(GPU_BLOCK_ROWS, SCORES_AT_ONCE // max(1, len(question))))
         best_BC = torch.empty((len(question), 0), device=self._device)
         row_BC = torch.empty((len(question), 0), dtype=torch.int64, device=self._device)
-        for start, block_ND in self._blocks():
-            score_BN = question @ block_ND.T
-            score, row = score_BN.topk(min(size, score_BN.shape[1]), dim=1)
+        for start, block_ND in self._blocks(block_rows):
+            score_BN = half_products(question, block_ND) if self._is_half else question @ block_ND.float().T
+            score, row = best_of(score_BN, size)
             best_BC, row_BC = torch.cat([best_BC, score], 1), torch.cat([row_BC, row + start], 1)
             if start:
                 best_BC, place = best_BC.topk(min(size, best_BC.shape[1]), dim=1)
                 row_BC = row_BC.gather(1, place)
-        return best_BC.cpu().numpy(), row_BC.cpu().numpy()
+        return (best_BC * divisor_B1).cpu().numpy(), row_BC.cpu().numpy()
 
     def _search_one(self, question_D: np.ndarray, k: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
         """Search where many passages are about equally good: all that reach `lowest` in a block are scored exactly."""
         question = torch.from_numpy(question_D).to(self._device)
         score_K, row_K = np.empty(0, np.float32), np.empty(0, np.int64)
-        for start, block_ND in self._blocks():
-            found = (block_ND @ question >= float(lowest)).nonzero().flatten().cpu().numpy() + start
+        for start, block_ND in self._blocks(BLOCK_ROWS):
+            found = (block_ND.float() @ question >= float(lowest)).nonzero().flatten().cpu().numpy() + start
             for first in range(0, len(found), SCORED_AT_ONCE):
                 found_C = found[first : first + SCORED_AT_ONCE]
-                exact_C = rescore(question_D[None], found_C[None], self._matrix_ND)[0]
+                exact_C = self._score(question_D[None], found_C[None])[0]
                 score_C, row_C = np.concatenate([score_K, exact_C]), np.concatenate([row_K, found_C])
                 order_K = np.lexsort((self._id_N[row_C], -score_C))[:k]
                 score_K, row_K = score_C[order_K], row_C[order_K]
         return score_K, row_K
+
+    def _score(self, question_BD: np.ndarray, row_BC: np.ndarray) -> np.ndarray:
+        """Scores of candidates, each computed on its own."""
+        stored_ND = self._held_ND
+        if stored_ND is None:
+            return rescore(question_BD, row_BC, self._matrix_ND)
+        question, rows = (torch.from_numpy(each).to(self._device) for each in (question_BD, row_BC))
+        at_once = max(1, VALUES_AT_ONCE // max(1, row_BC.shape[1] * self._shape[1]))
+        parts = [
+            inner_products(stored_ND[row_bC], question_bD.unsqueeze(1))
+            for question_bD, row_bC in zip(question.split(at_once), rows.split(at_once), strict=True)
+        ]
+        return torch.cat(parts).cpu().numpy()
 
     def _best(self, score_BC: np.ndarray, row_BC: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         order_BK = np.lexsort((self._id_N[row_BC], -score_BC), axis=1)[:, :k]
@@ -118,28 +153,33 @@ class FlatSearcher:
 
     def _rounding(self, question_BD: np.ndarray) -> np.ndarray:
         """How far a block product can be from the true score: the usual bound for a sum of D products in fp32."""
+        longest = max(self._longest.values(), default=0.0)
+        if self._is_half:
+            return half_rounding(question_BD, longest)
         unit = np.finfo(np.float32).eps / 2 * (question_BD.shape[1] + 1)
-        return unit * np.linalg.norm(question_BD, axis=1) * max(self._longest.values(), default=0.0)
+        return unit * np.linalg.norm(question_BD, axis=1) * longest
 
-    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, len(self._matrix_ND), BLOCK_ROWS):
-            stop = start + BLOCK_ROWS
-            resident = self._resident_ND
-            block_ND = resident[start:stop] if resident is not None else self._load(start, stop)
-            if block_ND.dtype != torch.float32:
-                block_ND = block_ND.float()
+    def _blocks(self, block_rows: int) -> Iterator[tuple[int, Tensor]]:
+        """Blocks on the device, in the stored number format or in fp32; notes how long their longest vector is."""
+        for start in range(0, self._shape[0], block_rows):
+            block_ND = self._load(start, start + block_rows)
             if start not in self._longest:
-                self._longest[start] = float(torch.linalg.vector_norm(block_ND, dim=1).max())
+                self._longest[start] = float(torch.linalg.vector_norm(block_ND, dim=1, dtype=torch.float32).max())
             yield start, block_ND
 
-    def _load_resident(self) -> Tensor | None:
-        if self._device.type != "cuda":
-            return self._load(0, len(self._matrix_ND)) if is_resident(self._matrix_ND) else None
-        if self._matrix_ND.nbytes > GPU_SHARE * free_bytes(self._device):
-            return None
-        if self._matrix_ND.dtype == np.uint16:
-            return torch.from_numpy(np.array(self._matrix_ND).view(np.int16)).to(self._device).view(torch.bfloat16)
-        return torch.from_numpy(np.array(self._matrix_ND)).to(self._device)
-
     def _load(self, start: int, stop: int) -> Tensor:
+        for resident in (self._held_ND, self._resident_ND):
+            if resident is not None:
+                return resident[start:stop]
+        if self._device.type == "cuda":  # half of the bytes to copy, and the faster one to convert
+            return as_tensor(np.array(self._matrix_ND[start:stop])).to(self._device)
         return torch.from_numpy(to_float32(self._matrix_ND[start:stop])).to(self._device)
+
+
+def _to_gpu(matrix_ND: np.ndarray, device: torch.device) -> Tensor:
+    """The matrix in its stored number format on a GPU; main memory holds a block of it at a time."""
+    stored_ND = torch.empty(matrix_ND.shape, dtype=as_tensor(np.empty(0, matrix_ND.dtype)).dtype, device=device)
+    for start in range(0, len(matrix_ND), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        stored_ND[part] = as_tensor(np.array(matrix_ND[part]))
+    return stored_ND

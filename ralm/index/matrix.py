@@ -11,9 +11,11 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ralm.errors import ArtifactError, ConfigError
 from ralm.index.config import Storage
+from ralm.index.products import as_tensor, inner_products
 
 MATRIX = "matrix.npy"
 BLOCK_ROWS = 65536
@@ -98,7 +100,7 @@ def to_storage(vector_ND: np.ndarray, storage: Storage) -> np.ndarray:
 
 
 def rescore(question_BD: np.ndarray, row_BC: np.ndarray, matrix_ND: np.ndarray) -> np.ndarray:
-    """Exact inner products of candidates, summed in fp64 and given in fp32; -inf for row -1.
+    """Inner products of candidates, summed in fp64 and given in fp32; -inf for row -1.
 
     One question at a time, so that memory is that of its candidates; the same vector always gets the same score.
 
@@ -107,9 +109,10 @@ def rescore(question_BD: np.ndarray, row_BC: np.ndarray, matrix_ND: np.ndarray) 
         [[2.0, -inf]]
     """
     score_BC = np.full(row_BC.shape, -np.inf, np.float32)
-    for score_C, row_C, question_D in zip(score_BC, row_BC, np.asarray(question_BD, np.float64), strict=True):
+    for score_C, row_C, question_D in zip(score_BC, row_BC, np.asarray(question_BD, np.float32), strict=True):
         found = row_C >= 0
-        score_C[found] = np.einsum("cd,d->c", to_float32(matrix_ND[row_C[found]]).astype(np.float64), question_D)
+        stored_CD = as_tensor(matrix_ND[row_C[found]])
+        score_C[found] = inner_products(stored_CD, torch.from_numpy(question_D)).numpy()
     return score_BC
 
 

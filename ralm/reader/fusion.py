@@ -23,12 +23,14 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from ralm.artifacts.files import read_json, write_json
+from ralm.device import take_any_shape
 from ralm.errors import ConfigError
 from ralm.objectives.attention import attention_distillation_scores, attention_statistics
 from ralm.pretrained import load_weights
 from ralm.reader.attention import token_sums
 from ralm.reader.config import ReaderConfig
 from ralm.reader.encoded import EncodedPassages
+from ralm.reader.fused import fuse_layers
 from ralm.reader.labels import decoder_inputs, make_labels
 from ralm.reader.leave_one_out import all_but_one_mask, copies_mask
 from ralm.reader.prompts import PassageText, format_inputs, format_prompt, format_question, format_target
@@ -36,7 +38,7 @@ from ralm.reader.tokenizer import load_tokenizer
 
 LENGTH_MULTIPLE = 8
 CPU_BUCKET_TOKENS = 768
-GPU_BUCKET_TOKENS = 16384
+GPU_BUCKET_TOKENS = 8192
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
@@ -91,6 +93,8 @@ class FusionReader(nn.Module):
         model = load_weights(T5ForConditionalGeneration, folder, dtype=dtype, use_safetensors=True)
         tokenizer = load_tokenizer(folder)
         fuse_activations(model)
+        fuse_layers(model)
+        take_any_shape(device)
         bucket_tokens = GPU_BUCKET_TOKENS if device.type == "cuda" else CPU_BUCKET_TOKENS
         return cls(model.to(device).eval(), tokenizer, config, folder=folder, bucket_tokens=bucket_tokens)
 

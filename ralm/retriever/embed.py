@@ -1,14 +1,16 @@
 """Texts to vectors: one tokenizer call, length-sorted batches of about equal numbers of tokens, no needless padding.
 
-Shapes: `N` texts, `B` texts in a batch, `D` values in a vector.
+Shapes: `N` texts, `B` texts in a batch, `L` tokens of the longest in it, `D` values in a vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ralm.log import progress
 from ralm.retriever.config import RetrieverConfig
@@ -47,14 +49,64 @@ def embed_texts(
     if bar is None:
         with progress(total=len(texts), what=what, unit="texts") as own:
             return embed_texts(encoder, texts, max_tokens=max_tokens, token_budget=token_budget, bar=own)
-    vectors_ND = np.empty((len(texts), encoder.dimension), dtype=np.float32)
+    tokens = tokenize_texts(encoder, texts, max_tokens)
+    return encode_tokens(encoder, tokens, bar=bar, token_budget=token_budget).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of N texts, those of the longest text first."""
+
+    ids: Tensor
+    """int32, one text after the other, in memory that a GPU can copy from by itself where there is one."""
+    lengths: np.ndarray
+    """`[N]`, tokens of each, falling."""
+    order: np.ndarray
+    """`[N]`, which text it is."""
+
+
+def tokenize_texts(encoder: Encoder, texts: Sequence[str], max_tokens: int) -> TokenizedTexts:
+    """The first half of `embed_texts`; it leaves the device alone, so a thread can do it ahead."""
     ids = encoder.tokenize(texts, max_tokens)
     lengths_N = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-    with torch.inference_mode():
-        for rows_B in length_batches(lengths_N, token_budget or default_token_budget(encoder.device)):
-            vectors_ND[rows_B] = encoder(*encoder.pad([ids[row] for row in rows_B])).cpu().numpy()
-            bar.update(len(rows_B))
-    return vectors_ND
+    order_N = np.argsort(-lengths_N, kind="stable")
+    flat = torch.empty(int(lengths_N.sum()), dtype=torch.int32, pin_memory=encoder.device.type == "cuda")
+    if len(ids):
+        np.concatenate([ids[row] for row in order_N], out=flat.numpy(), casting="unsafe")
+    return TokenizedTexts(flat, lengths_N[order_N], order_N)
+
+
+@torch.inference_mode()
+def encode_tokens(
+    encoder: Encoder, tokens: TokenizedTexts, *, bar: progress, token_budget: int | None = None
+) -> Tensor:
+    """The second half: vectors, float32 [N, D], in the order of the texts, on the encoder's device.
+
+    A GPU may still be computing them when this returns.
+    """
+    device = encoder.device
+    ids, order_N = tokens.ids.to(device, non_blocking=True), torch.from_numpy(tokens.order).to(device)
+    vector_ND = torch.empty((len(tokens.order), encoder.dimension), device=device)
+    place = 0
+    for rows_B in length_batches(tokens.lengths, token_budget or default_token_budget(device)):
+        length_B, first = tokens.lengths[rows_B], int(rows_B[0])
+        stop = place + int(length_B.sum())
+        batch = _pad(ids[place:stop], length_B, encoder.pad_id)
+        vector_ND[order_N[first : first + len(rows_B)]] = encoder(*batch)
+        bar.update(len(rows_B))
+        place = stop
+    return vector_ND
+
+
+def _pad(ids: Tensor, length_B: np.ndarray, pad_id: int) -> tuple[Tensor, Tensor | None]:
+    """Texts that lie one after the other as [B, L], and their mask, None where all are equally long."""
+    longest = int(length_B.max())
+    if int(length_B.min()) == longest:
+        return ids.view(len(length_B), longest).long(), None
+    length = torch.from_numpy(length_B).to(ids.device)
+    mask_BL = torch.arange(longest, device=ids.device) < length.unsqueeze(1)
+    padded_BL = torch.full(mask_BL.shape, pad_id, device=ids.device)
+    return padded_BL.masked_scatter_(mask_BL, ids.long()), mask_BL.long()
 
 
 def length_batches(lengths_N: np.ndarray, token_budget: int) -> Iterator[np.ndarray]:

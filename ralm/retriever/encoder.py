@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
+from ralm.device import take_any_shape
 from ralm.errors import ArtifactError
 from ralm.pretrained import load_config, load_weights
 from ralm.retriever.config import RetrieverConfig
@@ -24,6 +25,7 @@ from ralm.retriever.pooling import POOL
 TOKENIZER_FILE = "tokenizer.json"
 _TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
+_TAKES_MASK_OF_KEYS = {"bert", "roberta", "xlm-roberta", "camembert"}
 _WITH_POOLER = {"bert", "roberta", "xlm-roberta", "camembert", "mpnet"}
 MODEL_TYPES = _WITH_POOLER | {"distilbert", "electra", "modernbert"}
 
@@ -35,6 +37,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.model, self.config, self.tokenizer, self._folder = model, config, tokenizer, folder
         self._pool = POOL[config.pooling]
+        is_fused = model.config._attn_implementation == "sdpa"
+        self._takes_mask_of_keys = is_fused and model.config.model_type in _TAKES_MASK_OF_KEYS
 
     @classmethod
     def load(cls, folder: Path, config: RetrieverConfig, *, device: torch.device, dtype: torch.dtype) -> Self:
@@ -53,6 +57,7 @@ class Encoder(nn.Module):
         longest, wanted = max_encoder_tokens(model.config), max(config.max_passage_tokens, config.max_question_tokens)
         if wanted > longest:
             raise ArtifactError(f"{folder}: takes {longest} tokens, but the retriever's settings allow {wanted}")
+        take_any_shape(device)
         return cls(model, config, load_tokenizer(folder), folder).to(device).eval()
 
     @property
@@ -80,7 +85,11 @@ class Encoder(nn.Module):
         Returns:
             vector_BD, float32.
         """
-        states_BLD = self.model(input_ids=input_ids_BL, attention_mask=attention_mask_BL).last_hidden_state
+        mask = attention_mask_BL
+        if mask is not None and mask.is_cuda and self._takes_mask_of_keys:
+            # From [B, L] transformers makes one for each pair of tokens, and waits for the GPU to say if it is needed.
+            mask = mask.bool()[:, None, None, :]
+        states_BLD = self.model(input_ids=input_ids_BL, attention_mask=mask).last_hidden_state
         vector_BD = self._pool(states_BLD, attention_mask_BL)
         return nn.functional.normalize(vector_BD, dim=-1) if self.config.normalize else vector_BD
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from components.embed.config import EmbedConfig
+from components.embed.stage import embed
 from ralm.model import open_model
 from ralm.retriever.embed import embed_texts
 from ralm.retriever.encoder import Encoder
+from ralm.retriever.vectors import read_vectors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,3 +31,19 @@ def test_vectors_of_a_gpu(tiny_model: str, dtype: torch.dtype, least_cosine: flo
         vectors_ND = embed_texts(encoder, texts, max_tokens=32)
         found.append(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True))
     assert (found[0] * found[1]).sum(axis=1).min() >= least_cosine
+
+
+def test_the_stage_writes_what_the_cpu_writes(
+    toy_passages: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 7 passages: the copies of one block are under way while the next is computed."""
+    config = EmbedConfig(dtype="f32", precision="fp32", block_passages=7, token_budget=40)
+    found = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setenv("RALM_DEVICE", device)
+        monkeypatch.setenv("RALM_HOME", str(tmp_path / f"home-{device}"))
+        place = tmp_path / device
+        embed(passages=toy_passages, model=tiny_model, embeddings=str(place), config=config)
+        found.append(read_vectors(str(next(place.glob("*.parquet")))))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)

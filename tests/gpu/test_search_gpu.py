@@ -42,7 +42,7 @@ def test_exact_search_finds_what_the_cpu_finds(
     question_BD = np.concatenate([vectors(30), vectors(1)])
     expected = FlatSearcher(matrix_ND, torch.device("cpu")).search(question_BD, 100)
     searcher = FlatSearcher(matrix_ND, GPU)
-    assert (searcher._resident_ND is not None) == is_held
+    assert (searcher._held_ND is not None) == is_held
     found = searcher.search(question_BD, 100)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,78 @@
+"""The machine a benchmark runs on, what it can do at most, and fair timing of ways to do the same."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ralm.device import best_device
+
+GB = 1e9
+
+
+def describe(device: torch.device) -> str:
+    """One line for the head of a table."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, no GPU"
+    return f"{name}; {os.cpu_count()} cores; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}"
+
+
+def pick_device(*, small: bool) -> torch.device:
+    """The device to measure; a small run takes a CPU too."""
+    device = best_device()
+    if device.type != "cuda" and not small:
+        raise SystemExit("this benchmark needs a CUDA device; --small runs it in a tiny size on a CPU")
+    return device
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call, the device's work in it."""
+    synchronize(device)
+    started_at = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - started_at
+
+
+def interleaved(ways: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """Times of each way, in turns, so that all of them meet the same moods of the machine; no warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, function in ways.items():
+            times[name].append(seconds(function, device))
+    return times
+
+
+def median(times: list[float]) -> float:
+    """The middle one."""
+    return statistics.median(times)
+
+
+def spread(times: list[float]) -> str:
+    """The least and the most, for a table."""
+    return f"{min(times):.4g} to {max(times):.4g}"
+
+
+def peak_flops(device: torch.device, *, size: int, dtype: torch.dtype = torch.bfloat16, repeats: int = 10) -> float:
+    """Operations per second of a large product of random matrices: what there is to reach, as this run finds it."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    for _ in range(3):
+        torch.mm(left, right)
+    spent = median([seconds(lambda: torch.mm(left, right), device) for _ in range(repeats)])
+    return 2 * size**3 / spent
+
+
+def copy_bandwidth(device: torch.device, *, num_bytes: int, repeats: int = 10) -> float:
+    """Bytes read and written per second by a copy within the device's memory."""
+    source, target = (torch.empty(num_bytes // 2, dtype=torch.uint8, device=device) for _ in range(2))
+    target.copy_(source)
+    return num_bytes / median([seconds(lambda: target.copy_(source), device) for _ in range(repeats)])
