@@ -30,6 +30,7 @@ start here:
   quickstart       run the whole pipeline on a real Wikipedia slice, or index your own documents
   ask              answer a question, with the passages the answer was read from
   search           find the passages for a question
+  serve            answer questions over HTTP
 
 the whole pipeline:
   plan             say before a run what memory, time, storage and network it needs

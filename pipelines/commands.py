@@ -12,6 +12,7 @@ from pipelines import capacity, quickstart, runs
 from pipelines.parser import Parser, add_command, add_runner_flag
 from pipelines.pipeline_commands import add_pipeline_commands
 from pipelines.registry_commands import add_registry
+from pipelines.serve import add_serve
 from ralm.capacity.run import Cluster
 from ralm.capacity.work import DEVICES
 from ralm.errors import ConfigError
@@ -23,6 +24,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_search(commands)
     _add_ask(commands)
+    add_serve(commands)
     _add_quickstart(commands)
     _add_plan(commands)
     pipeline = commands.add_parser("pipeline", help="compile, run or submit a whole pipeline", allow_abbrev=False)

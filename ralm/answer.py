@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from ralm.reader.fusion import FusionReader
 from ralm.reader.generate import generate_answers
 from ralm.retriever.embed import embed_questions
 from ralm.retriever.encoder import Encoder
+
+PASSAGES_AT_A_TIME = 160
+"""Of all questions that are read together: a bound for memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Answer:
     """Of the answer under the reader, natural logarithm."""
     passages: tuple[FoundPassage, ...]
     """The best first."""
+    num_candidates: int = 1
+    """Answers that the reader had to choose from."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -78,6 +84,12 @@ class Searcher:
         self.model = open_model(model)
         self.device = best_device()
         self.dtype = resolve_dtype(precision, self.device)
+        self._open(index, passages)
+        self._encoder = Encoder.load(
+            self.model.question_encoder_folder, self.model.retriever, device=self.device, dtype=self.dtype
+        )
+
+    def _open(self, index: Location, passages: Location) -> None:
         self.index = open_index(index, passage_encoder=self.model.fingerprints["passage_encoder"])
         self.passages = PassageLookup(passages)
         if self.index.passages_fingerprint != self.passages.fingerprint:
@@ -85,9 +97,16 @@ class Searcher:
                 f"{index}: made from passages {self.index.passages_fingerprint}, but {passages} is "
                 f"{self.passages.fingerprint}"
             )
-        self._encoder = Encoder.load(
-            self.model.question_encoder_folder, self.model.retriever, device=self.device, dtype=self.dtype
-        )
+
+    def with_index(self, *, index: Location, passages: Location) -> Searcher:
+        """The same retriever, which is not loaded again, with another index; this searcher stays usable.
+
+        Raises:
+            ArtifactError: they do not belong together, or not to this retriever.
+        """
+        other = copy.copy(self)
+        other._open(index, passages)
+        return other
 
     def search(self, questions: Sequence[str], k: int) -> list[list[FoundPassage]]:
         """The k passages with the highest score for each question (all of them where there are fewer).
@@ -133,6 +152,16 @@ class Answerer:
             opened.reader_folder, opened.reader, device=self.searcher.device, dtype=self.searcher.dtype
         )
 
+    def with_index(self, *, index: Location, passages: Location) -> Answerer:
+        """The same model, which is not loaded again, with another index; this answerer stays usable.
+
+        Raises:
+            ArtifactError: they do not belong together, or not to this model.
+        """
+        other = copy.copy(self)
+        other.searcher = self.searcher.with_index(index=index, passages=passages)
+        return other
+
     def answer(self, questions: Sequence[str], *, k: int = 0) -> list[Answer]:
         """Answer questions from the passages retrieved for them.
 
@@ -140,10 +169,24 @@ class Answerer:
             questions: texts as given.
             k: passages the reader gets for each; 0: as many as the model's reader was set up for.
         """
-        found = self.searcher.search(questions, k or self.num_passages)
+        return self.read(questions, self.search(questions, k=k))
+
+    def search(self, questions: Sequence[str], *, k: int = 0) -> list[list[FoundPassage]]:
+        """The first half of `answer`: the passages for each question."""
+        return self.searcher.search(questions, k or self.num_passages)
+
+    def read(self, questions: Sequence[str], found: Sequence[Sequence[FoundPassage]]) -> list[Answer]:
+        """The second half of `answer`: what the reader makes of each question's passages."""
         passages = [[hit.passage for hit in hits] for hits in found]
-        readings = generate_answers(self._reader, list(questions), passages, batch_size=4)
+        batch_size = max(1, PASSAGES_AT_A_TIME // max([1, *map(len, found)]))
+        readings = generate_answers(self._reader, list(questions), passages, batch_size=batch_size)
         return [
-            Answer(question, best.candidates[0].text, best.candidates[0].log_probability, tuple(hits))
-            for question, best, hits in zip(questions, readings, found, strict=True)
+            Answer(
+                question=question,
+                text=reading.candidates[0].text,
+                log_probability=reading.candidates[0].log_probability,
+                passages=tuple(hits),
+                num_candidates=len(reading.candidates),
+            )
+            for question, reading, hits in zip(questions, readings, found, strict=True)
         ]

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -226,7 +227,7 @@ def _log_model(pair: Pair) -> str:
             python_model=str(Path(serving.__file__).resolve()),
             artifacts={"pair": str(reference)},
             input_example=(EXAMPLE, {"k": 0}),
-            pip_requirements=["ralm-pipelines[cpu]"],
+            pip_requirements=[f"ralm-pipelines[cpu]=={metadata.version('ralm-pipelines')}"],
             metadata={"pair": pair.fingerprint},
         )
     return f"models:/{info.model_id}"

@@ -11,24 +11,35 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 import mlflow
+from mlflow.entities import SpanStatusCode, SpanType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
+from mlflow.tracing.constant import TraceMetadataKey
 from mlflow.tracking import MlflowClient
+from pydantic import BaseModel
 
 from ralm import tracking
 from ralm.artifacts.files import Location, read_json
 from ralm.artifacts.manifest import open_artifact
 from ralm.errors import ArtifactError, ConfigError, RalmError
+
+if TYPE_CHECKING:
+    from ralm.service.batching import Done
+    from ralm.service.traces import TracedRequest
 
 PREFIX: Final = "ralm-"
 CHAMPION: Final = "champion"
@@ -60,6 +71,9 @@ RETIRED_TAG: Final = "ralm.retired"
 """When a version's artifacts were given up; it cannot answer any more."""
 PLACE_TAGS: Final = (PREDICTIONS_TAG, FRESH_TAG, DECISION_TAG)
 PAGE = 1000
+SERVER_MODULE: Final = "mlflow.pyfunc.scoring_server.app"
+"""Imported in MLflow's own server only; its variable that says so is set while a model is logged, too."""
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +132,26 @@ class RegisteredVersion:
     """UTC, `2026-01-31T12:00:00Z`."""
 
 
+class ReadPassage(BaseModel):
+    """A passage of an answer, for the signature of the registered model."""
+
+    passage_id: str
+    score: float
+    title: str
+    section: str
+    text: str
+    source_id: str
+
+
+class GivenAnswer(BaseModel):
+    """An answer, for the signature of the registered model."""
+
+    question: str
+    answer: str
+    log_probability: float
+    passages: list[ReadPassage]
+
+
 class RalmModel(PythonModel):  # type: ignore[misc]
     """Answers questions with a registered pair; opens it on the first question."""
 
@@ -126,17 +160,115 @@ class RalmModel(PythonModel):  # type: ignore[misc]
         self._pair = Pair(**read_json(context.artifacts["pair"]))
         self._pair.check()
         self._answerer: Any = None
+        self._traces: Any = None
+        self._one_at_a_time = threading.Lock()
 
-    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
-        """One JSON text for each question: answer, its log-probability, and the passages with their scores."""
+    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None) -> list[GivenAnswer]:
+        """For each question: answer, its log-probability, and the passages with their scores, as `ralm ask --json`.
+
+        Args:
+            context: of MLflow.
+            model_input: questions.
+            params: `k`, passages for each question; 0: as many as the model was trained with.
+
+        Raises:
+            MlflowException: a question or `k` makes no sense, or the pair does not answer; without internals, since
+                MLflow's server sends it to the client.
+        """
+        k = int((params or {}).get("k", 0))
+        started_ns = time.time_ns()
+        try:
+            with self._one_at_a_time:  # tokenizers and models are not made for several threads
+                answers = self._answer(model_input, k)
+        except ConfigError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        except Exception as error:
+            logger.exception("a request of %d questions failed", len(model_input))
+            message = "the model could not answer; the server's log says why"
+            raise MlflowException(message, error_code=INTERNAL_ERROR) from error
+        if self._traces is not None:
+            self._traces.put(self._traced(model_input, k, answers, started_ns))
+        return [cast(GivenAnswer, done.answer.to_json()) for done in answers]  # MLflow writes plain values as JSON
+
+    def _answer(self, questions: list[str], k: int) -> list[Done]:
         from ralm.answer import Answerer
+        from ralm.service.batching import answer_together
 
+        if k < 0:
+            raise ConfigError(f"k: expected 0 or more, found {k}")
+        if not questions or not all(question.strip() for question in questions):
+            raise ConfigError("inputs: expected questions, found none or an empty one")
         if self._answerer is None:
             self._pair.check()
             pair = self._pair
             self._answerer = Answerer(model=pair.model, index=pair.index, passages=pair.passages)
-        k = int((params or {}).get("k", 0))
-        return [json.dumps(answer.to_json(), ensure_ascii=False) for answer in self._answerer.answer(model_input, k=k)]
+            self._traces = _traces_of_server()
+        return answer_together(self._answerer, questions, k or self._answerer.num_passages)
+
+    def _traced(self, questions: list[str], k: int, answers: list[Done], started_ns: int) -> TracedRequest:
+        from ralm.service.traces import TracedRequest
+
+        return TracedRequest(
+            questions=questions,
+            k=k or self._answerer.num_passages,
+            answers=answers,
+            facts={"recipe": self._pair.recipe, **self._pair.fingerprints},
+            started_ns=started_ns,
+            ended_ns=time.time_ns(),
+        )
+
+
+def _traces_of_server() -> Any:
+    """Where MLflow's server notes requests; None outside of it, as where a model is logged or tried."""
+    from ralm.service.traces import Traces, are_wanted
+
+    return Traces(is_on=True) if SERVER_MODULE in sys.modules and are_wanted("auto") else None
+
+
+def record_trace(traced: TracedRequest) -> None:
+    """Write the trace of a request to MLflow: a chain with a retriever and a reader span for each question.
+
+    Documents are as MLflow's retriever spans have them, so that its page shows them and its judges can read them.
+    """
+    facts = {f"ralm.{name}": text for name, text in traced.facts.items() if text}
+    if traced.model_id:
+        facts[TraceMetadataKey.MODEL_ID] = traced.model_id
+    root = mlflow.start_span_no_context(
+        "answer",
+        span_type=SpanType.CHAIN,
+        inputs={"inputs": list(traced.questions), "params": {"k": traced.k}},
+        metadata=facts,
+        start_time_ns=traced.started_ns,
+    )
+    for done in traced.answers:
+        question, found = done.answer.question, [hit.to_json() for hit in done.answer.passages]
+        retrieve = mlflow.start_span_no_context(
+            "retrieve",
+            span_type=SpanType.RETRIEVER,
+            parent_span=root,
+            inputs={"question": question, "k": traced.k},
+            start_time_ns=done.started_ns,
+        )
+        retrieve.set_attribute("questions_in_batch", done.num_batch)
+        documents = [
+            {"page_content": passage.pop("text"), "id": passage["passage_id"], "metadata": passage} for passage in found
+        ]
+        retrieve.end(outputs=documents, end_time_ns=done.found_ns)
+        read = mlflow.start_span_no_context(
+            "read",
+            span_type=SpanType.LLM,
+            parent_span=root,
+            inputs={"question": question, "passage_ids": [passage["passage_id"] for passage in found]},
+            start_time_ns=done.found_ns,
+        )
+        read.set_attributes({"candidates": done.answer.num_candidates, "questions_in_batch": done.num_batch})
+        outputs = {"answer": done.answer.text, "log_probability": done.answer.log_probability}
+        read.end(outputs=outputs, end_time_ns=done.ended_ns)
+    root.end(
+        outputs={"predictions": [done.answer.text for done in traced.answers]} if not traced.error else traced.error,
+        status=SpanStatusCode.ERROR if traced.error else SpanStatusCode.OK,
+        end_time_ns=traced.ended_ns,
+    )
 
 
 def model_name(recipe: str) -> str:
@@ -161,7 +293,7 @@ def asking_registry() -> Iterator[MlflowClient]:
     try:
         yield tracking.connect()
     except MlflowException as error:
-        uri = re.sub(r"//[^/@]*@", "//", tracking.tracking_uri())
+        uri = tracking.without_password(tracking.tracking_uri())
         status = error.get_http_status_code()
         user = os.environ.get("MLFLOW_TRACKING_USERNAME") or urlsplit(tracking.tracking_uri()).username or ""
         if status == 401:
@@ -223,6 +355,21 @@ def recipes() -> list[str]:
     return sorted(name.removeprefix(PREFIX) for name in found)
 
 
+def find_version(recipe: str, version: str = CHAMPION) -> str:
+    """The number of a version by its alias or number; empty where the registry has none.
+
+    Raises:
+        ConfigError: MLflow refuses.
+        RalmError: MLflow cannot be reached.
+    """
+    name = model_name(recipe)
+    with asking_registry() as client:
+        if not version.isdecimal():
+            return aliases_of(client, name).get(version, "")
+        is_known = any(str(found.version) == version for found in search_versions(client, f"name = '{name}'"))
+        return version if is_known else ""
+
+
 def open_pair(recipe: str, version: str = CHAMPION) -> Pair | None:
     """The pair behind `models:/ralm-<recipe>@<alias>`, or None where the registry has none.
 
@@ -234,21 +381,23 @@ def open_pair(recipe: str, version: str = CHAMPION) -> Pair | None:
         ConfigError: the version's reference is damaged, or MLflow refuses.
         RalmError: MLflow cannot be reached.
     """
-    name = model_name(recipe)
-    with asking_registry() as client, TemporaryDirectory() as folder:
-        if version.isdecimal():
-            is_known = any(str(found.version) == version for found in search_versions(client, f"name = '{name}'"))
-            number = version if is_known else ""
-        else:
-            number = aliases_of(client, name).get(version, "")
-        if not number:
-            return None
-        uri = f"models:/{name}/{number}"
+    number = find_version(recipe, version)
+    if not number:
+        return None
+    uri = f"models:/{model_name(recipe)}/{number}"
+    with asking_registry(), TemporaryDirectory() as folder:
         path = mlflow.artifacts.download_artifacts(f"{uri}/artifacts/pair.json", dst_path=folder)
         try:
             return Pair(**read_json(path))
         except TypeError as error:
             raise ConfigError(f"{uri}: no reference to model and index: {error}") from error
+
+
+def logged_model(recipe: str, version: str) -> str:
+    """Id of MLflow's logged model behind a version; empty where there is none."""
+    with asking_registry() as client:
+        source = client.get_model_version(model_name(recipe), version).source or ""
+    return source.removeprefix("models:/") if source.startswith("models:/m-") else ""
 
 
 def registered_places(without: Collection[tuple[str, str]] = ()) -> list[Location]:

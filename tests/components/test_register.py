@@ -138,8 +138,7 @@ def test_a_registered_version_answers(inputs: Inputs, monkeypatch: pytest.Monkey
     import mlflow
 
     loaded = mlflow.pyfunc.load_model("models:/ralm-toy@champion")
-    (text,) = loaded.predict(["what is the colour of otter"], params={"k": 3})
-    answer = json.loads(text)
+    (answer,) = loaded.predict(["what is the colour of otter"], params={"k": 3})
     assert len(answer["passages"]) == 3
     assert answer["question"] == "what is the colour of otter"
 
