@@ -26,7 +26,7 @@ from tests.deploy.manifests import KUBERNETES, documents
 PASSWORD = "5f0c2a"
 BIN = Path(sys.executable).parent
 START_S = 120
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.services
 
 
 def free_port() -> int:
