@@ -18,7 +18,11 @@ from ralm.cli import normalise_flags
 from tests.deploy.argo import Node, Run, fill_in, is_true, may_start, workflow_spec
 from tests.deploy.manifests import DEPLOY, Document, documents
 
+WRITERS = (yaml.Dumper, yaml.representer.SafeRepresenter)
+BEFORE = [writer.yaml_representers for writer in WRITERS]
 models = pytest.importorskip("hera.workflows.models")
+for writer, representers in zip(WRITERS, BEFORE, strict=True):
+    writer.yaml_representers = representers  # hera changes how all of yaml writes texts, that of kfp too
 SHOWN = ("system.Metrics", "system.Markdown", "system.HTML")
 EARLY = ["start", "select", "plan", "watch"]
 

@@ -166,5 +166,5 @@ def test_sizes_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_file_for_a_cluster_is_not_run_here(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pipeline", "run", "--pipeline", "evaluate", "--profile", "cluster"]) == 2
+    assert main(["pipeline", "run", "--pipeline", "evaluate", "--runner", "cluster"]) == 2
     assert "invalid choice: 'cluster'" in capsys.readouterr().err
