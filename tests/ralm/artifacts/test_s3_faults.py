@@ -141,7 +141,7 @@ def test_answers_that_break_off_are_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, s3: S3Proxy, maker: Maker, after: int
 ) -> None:
     monkeypatch.setattr(remote, "BLOCK_BYTES", 100_000)
-    maker.big = os.urandom(450_000)
+    maker.big = os.urandom(500_000)
     made = maker()
     s3.requests.clear()
     s3.fail("GET", "big.bin", drop_after=after, times=3)

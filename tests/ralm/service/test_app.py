@@ -196,6 +196,21 @@ def test_a_pair_that_broke_is_not_ready_until_it_works_again(monkeypatch: pytest
         assert server.ask("who?")[0] == 200
 
 
+def test_a_new_pair_takes_the_place_of_one_that_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "PROBE_EVERY_S", 0.02)
+    with running() as server:
+        pair = Breaking()
+        server.service.take(served(pair))
+        pair.is_broken = True
+        assert server.ask("who?")[0] == 500
+        wait_until(lambda: server.call("/ready")[0] == 503)
+        server.service.take(served(Echo(), "2"))
+        for _ in range(5):
+            assert server.call("/ready")[0] == 200
+            assert server.ask("who?")[0] == 200
+            time.sleep(0.03)
+
+
 def wait_until(is_so: Any) -> None:
     deadline = time.monotonic() + 10
     while not is_so():

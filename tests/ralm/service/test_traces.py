@@ -188,8 +188,7 @@ def test_a_server_that_goes_away_is_told_once(
         lines.put(request("later"))
     lines.stop(20)
     assert (lines.num_written, lines.num_dropped) == (1, 3)
-    assert "no route to host" in caplog.text
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if "no route to host" in record.getMessage()]) == 1
 
 
 def test_who_answers_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
