@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from importlib import metadata
 
 from starlette.applications import Starlette
@@ -24,6 +25,8 @@ from ralm.service.traces import TracedRequest, Traces
 MAX_DISCARDED = 16
 """A body that is too large is read up to this many times the limit, so that its sender gets to read why."""
 RETRY_AFTER_S = 5
+CLIENT_LEFT = 499
+"""For the log; nobody gets it."""
 CODES = {
     400: "INVALID_PARAMETER_VALUE",
     404: "ENDPOINT_NOT_FOUND",
@@ -66,10 +69,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     return failure(error.status_code, message, error.headers)
 
 
-def failure(status: int, message: str, headers: object = None) -> Response:
+def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """An error as MLflow's servers tell it."""
     content = {"error_code": CODES.get(status, "BAD_REQUEST"), "message": message}
-    return JSONResponse(content, status_code=status, headers=dict(headers) if isinstance(headers, dict) else None)
+    return JSONResponse(content, status_code=status, headers=headers)
 
 
 class _TooLargeError(ConfigError):
@@ -104,7 +107,7 @@ class _Endpoints:
         try:
             asked = await self._read(request)
         except ClientDisconnect:
-            return Response(status_code=400)
+            return Response(status_code=CLIENT_LEFT)
         except _TooLargeError as error:
             return failure(400, str(error), {"Connection": "close"})  # or the rest of it would be read
         except ConfigError as error:
@@ -148,7 +151,7 @@ class _Endpoints:
             self._trace(asked, None, started_ns, type(error).__name__)
             return failure(500, "the model could not answer; the server's log says why")
         if answered is None:
-            return Response(status_code=503)  # nobody reads it
+            return Response(status_code=CLIENT_LEFT)
         self._trace(asked, answered, started_ns)
         return JSONResponse({"predictions": [done.answer.to_json() for done in answered.answers]})
 

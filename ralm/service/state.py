@@ -45,8 +45,8 @@ class Service:
     def __init__(self, batcher: Batcher, *, k: int = 0) -> None:
         self.batcher = batcher
         self.pair: ServedPair | None = None
-        self.works = True
         self.num_answered = 0
+        self._failed: ServedPair | None = None
         self._k = k
         self._probe: asyncio.Task[None] | None = None
 
@@ -55,7 +55,7 @@ class Service:
         """`loading`, `ready` or `failed`."""
         if self.pair is None:
             return "loading"
-        return "ready" if self.works else "failed"
+        return "failed" if self.pair is self._failed else "ready"
 
     def take(self, pair: ServedPair) -> None:
         """Put a pair into service once it has answered a question. To be called from another thread than the server's.
@@ -70,7 +70,7 @@ class Service:
             except QueueFullError as error:
                 time.sleep(error.retry_after_s)
         future.result()
-        self.pair, self.works = pair, True
+        self.pair = pair
 
     def k_of(self, pair: ServedPair, asked: int = 0) -> int:
         """Passages for a question."""
@@ -92,7 +92,7 @@ class Service:
             Exception: a question could not be answered.
         """
         pair = self.pair
-        if pair is None or not self.works:
+        if pair is None or pair is self._failed:
             raise NotReadyError(self.state)
         k = self.k_of(pair, asked.k)
         futures = self.batcher.submit(pair.answerer, asked.questions, k=k)
@@ -128,12 +128,12 @@ class Service:
             except QueueFullError:
                 pass
             except Exception:
-                if self.works:
+                if self._failed is not pair:
                     logger.exception("the pair does not answer any more; asked again every %.0f s", PROBE_EVERY_S)
-                self.works = False
+                self._failed = pair
             else:
-                if not self.works:
+                if self._failed is pair:
+                    self._failed = None
                     logger.info("the pair answers again")
-                self.works = True
                 return
             await asyncio.sleep(PROBE_EVERY_S)
