@@ -29,7 +29,8 @@ _OTHER_PYTHON = ["--only-binary=:all:", "--python-version=3.11", "--implementati
     f"--platform={name}" for name in ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64")
 ]
 _ATTEMPTS = (["--only-binary=:all:"], _OTHER_PYTHON, ["--no-binary=:all:"])
-"""A wheel for this Python, else one for a Python that most have wheels for (it is only read), else the sdist."""
+"""A wheel for this Python, else one for a Python that most have wheels for (it is only read), else the sdist; so, too,
+where a wheel lacks the path asked for."""
 _NO_CONNECTION = re.compile(r"after connection broken by|Could not fetch URL .*connection error")
 
 
@@ -78,9 +79,8 @@ def fetch_package_files(source: str, target: Path, sha256: Mapping[str, str]) ->
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as name:
         work = Path(name)
-        archive = _pip_download(package, work / "package")
         unpacked = work / "unpacked"
-        _unpack(archive, package, unpacked, set(sha256), source)
+        archive = _unpack_first(package, work / "package", unpacked, set(sha256), source)
         for path, expected in sha256.items():
             file = unpacked / path
             if not file.is_file():
@@ -90,15 +90,20 @@ def fetch_package_files(source: str, target: Path, sha256: Mapping[str, str]) ->
         unpacked.rename(target)
 
 
-def _pip_download(package: PackageFile, folder: Path) -> Path:
+def _unpack_first(package: PackageFile, folder: Path, target: Path, wanted: set[str], source: str) -> Path:
+    """Unpack what is wanted of the first archive that holds it, and say which; an sdist may hold more than a wheel."""
     requirement = f"{package.name}=={package.version}"
     logger.info("fetching %s with pip", requirement)
-    output = ""
+    output, archives = "", set[Path]()
     for options in _ATTEMPTS:
         output = _run_pip([*options, "--dest", str(folder), requirement])
-        found = sorted(folder.glob("*")) if folder.is_dir() else []
-        if found:
-            return found[0]
+        for archive in set(folder.glob("*")) - archives if folder.is_dir() else ():
+            if _unpack(archive, package, target, wanted, source):
+                return archive
+            archives.add(archive)
+    if archives:
+        names = " and ".join(sorted(archive.name for archive in archives))
+        raise DataError(f"{source}: no path {package.inside} in {names}")
     lines = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-1:]
     offline = " (no connection to the package index)" if _NO_CONNECTION.search(output) else ""
     raise DataError(f"{requirement}: pip could not fetch it{offline}: {lines[-1] if lines else 'no message'}")
@@ -133,7 +138,8 @@ def _progress_option() -> str:
     return "raw" if (int(numbers[0]), int(numbers[1])) >= (24, 1) else "off"
 
 
-def _unpack(archive: Path, package: PackageFile, target: Path, wanted: set[str], source: str) -> None:
+def _unpack(archive: Path, package: PackageFile, target: Path, wanted: set[str], source: str) -> bool:
+    """Put what is wanted of an archive into a new folder; False, and no folder, if there is nothing of it."""
     total = 0
     for path, size, file in _members(archive):
         inner = _inner_path(path, package)
@@ -146,8 +152,7 @@ def _unpack(archive: Path, package: PackageFile, target: Path, wanted: set[str],
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("wb") as output:
             shutil.copyfileobj(file, output, 1 << 20)
-    if not target.is_dir():
-        raise DataError(f"{source}: {archive.name} has no path {package.inside}")
+    return target.is_dir()
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:

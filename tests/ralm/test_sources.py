@@ -3,9 +3,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -70,7 +71,7 @@ def test_without_a_connection_the_message_says_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_missing_packages_and_paths(wheels: Path, ralm_home: Path) -> None:
-    with pytest.raises(DataError, match=r"toy_data-1.0-py3-none-any.whl has no path toy_data/c.txt"):
+    with pytest.raises(DataError, match=r"no path toy_data/c.txt in toy_data-1.0-py3-none-any.whl$"):
         fetch_file("pypi://toy-data==1.0!toy_data/c.txt")
     with pytest.raises(DataError, match=r"toy-data==2.0: pip could not fetch it: ERROR"):
         fetch_file("pypi://toy-data==2.0!toy_data/a.txt")
@@ -103,9 +104,24 @@ def test_pinned_checksums_of_inner_files(wheels: Path, tmp_path: Path) -> None:
     assert [path.name for path in target.iterdir()] == ["a.txt"]
 
 
-def test_an_sdist_serves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = tmp_path / "toy_data-1.0.tar.gz"
-    with tarfile.open(archive, "w:gz") as sdist:
+def pip_with(archives: dict[str, Path]) -> Callable[[list[str]], str]:
+    """A pip that finds a wheel, an sdist, or both."""
+
+    def run(options: list[str]) -> str:
+        found = archives.get("wheel" if "--only-binary=:all:" in options else "sdist")
+        if found is not None:
+            folder = Path(options[options.index("--dest") + 1])
+            folder.mkdir(exist_ok=True)
+            shutil.copy(found, folder)
+        return ""
+
+    return run
+
+
+@pytest.mark.parametrize("has_wheel", [False, True], ids=["alone", "beside a wheel without the file"])
+def test_an_sdist_serves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_wheel: bool) -> None:
+    archives = {"sdist": tmp_path / "toy_data-1.0.tar.gz"}
+    with tarfile.open(archives["sdist"], "w:gz") as sdist:
         for name in ("toy_data-1.0/src/toy_data/a.txt", "toy_data-1.0/../evil.txt"):
             member = tarfile.TarInfo(name)
             member.size = 3
@@ -113,9 +129,14 @@ def test_an_sdist_serves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         link = tarfile.TarInfo("toy_data-1.0/src/toy_data/link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         sdist.addfile(link)
-    monkeypatch.setattr(pypi, "_pip_download", lambda *_: archive)
+    if has_wheel:
+        write_wheel(tmp_path, {"other.txt": b"two"})
+        archives["wheel"] = tmp_path / "toy_data-1.0-py3-none-any.whl"
+    monkeypatch.setattr(pypi, "_run_pip", pip_with(archives))
     tree = fetch_tree("pypi://toy-data==1.0!toy_data/")
     assert [path.name for path in tree.iterdir()] == ["a.txt"]
+    with pytest.raises(DataError, match=r"no path toy_data/b.txt in toy_data-1.0"):
+        fetch_file("pypi://toy-data==1.0!toy_data/b.txt")
 
 
 @pytest.mark.parametrize(
