@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.gpu.machine import describe, interleaved, median, peak_flops, pick_device, seconds, spread
 from benchmarks.gpu.made_models import write_bert, write_t5
 from benchmarks.gpu.passages import passage_table, write_passages
+from benchmarks.machine import describe, interleaved, median, peak_flops, pick_device, seconds, spread
 from benchmarks.peers import sentence_transformer
 from components.embed.stage import embed
 from ralm.artifacts.manifest import open_artifact

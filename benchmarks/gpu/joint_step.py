@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.gpu.machine import GB, describe, interleaved, median, pick_device, spread
 from benchmarks.gpu.made_models import Shape, write_bert, write_t5
 from benchmarks.gpu.passages import passage_table
+from benchmarks.machine import GB, describe, interleaved, median, pick_device, spread
 from benchmarks.peers.atlas_step import AtlasStep, PaddedBatch, pad_to_limit
 from ralm.device import resolve_dtype
 from ralm.reader.config import ReaderConfig

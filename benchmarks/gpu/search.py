@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.machine import GB, copy_bandwidth, describe, interleaved, median, pick_device, spread
+from benchmarks.machine import GB, copy_bandwidth, describe, interleaved, median, pick_device, spread
 from benchmarks.peers import block_search
 from ralm.index.flat import FlatSearcher
 

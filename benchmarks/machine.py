@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 
 from ralm.device import best_device
 
 GB = 1e9
+T = TypeVar("T")
 
 
 def describe(device: torch.device) -> str:
@@ -76,3 +80,37 @@ def copy_bandwidth(device: torch.device, *, num_bytes: int, repeats: int = 10) -
     source, target = (torch.empty(num_bytes // 2, dtype=torch.uint8, device=device) for _ in range(2))
     target.copy_(source)
     return num_bytes / median([seconds(lambda: target.copy_(source), device) for _ in range(repeats)])
+
+
+def read_bandwidth(*, num_bytes: int = 1 << 30, repeats: int = 5) -> float:
+    """Bytes of main memory read per second by a sum over an array far larger than any cache."""
+    values = torch.ones(num_bytes // 4)
+    return num_bytes / min(seconds(values.sum, values.device) for _ in range(repeats))
+
+
+def bz2_rate(compressed: bytes, *, repeats: int = 3) -> float:
+    """Decompressed bytes per CPU second of Python's bz2, on one core."""
+    times, size = [], 0
+    for _ in range(repeats):
+        started_at = time.process_time()
+        size = len(bz2.decompress(compressed))
+        times.append(time.process_time() - started_at)
+    return size / median(times)
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads of torch inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cpu_seconds(function: Callable[[], T]) -> tuple[T, float]:
+    """What a call returns, and the CPU time of this process for it, all threads together."""
+    started_at = time.process_time()
+    returned = function()
+    return returned, time.process_time() - started_at
