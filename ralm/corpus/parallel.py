@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -49,13 +51,35 @@ def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], worke
         return
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
-        waiting: deque[Future[Result]] = deque(pool.submit(function, item) for item in first)
+        waiting: deque[Future[Result]] = deque()
+
+        def start(some: Iterable[Item]) -> None:
+            with without_main_module():
+                waiting.extend(pool.submit(function, item) for item in some)
+
+        start(first)
         first.clear()
         while waiting:
-            for item in itertools.islice(items, max(0, 2 * workers - len(waiting))):
-                waiting.append(pool.submit(function, item))
+            start(itertools.islice(items, max(0, 2 * workers - len(waiting))))
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError("a worker process died, perhaps for lack of memory; try fewer workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def without_main_module() -> Iterator[None]:
+    """Processes that are started inside do not run the program's main file again.
+
+    They need none of it; a script that calls a stage without `if __name__ == "__main__"` would call it in each of
+    them again, and wait for itself.
+    """
+    names = vars(sys.modules["__main__"])
+    hidden = {name: names[name] for name in ("__file__", "__spec__") if name in names}
+    names.pop("__file__", None)
+    names["__spec__"] = None
+    try:
+        yield
+    finally:
+        names.update(hidden)

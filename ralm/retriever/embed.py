@@ -15,9 +15,13 @@ from torch import Tensor
 from ralm.log import progress
 from ralm.retriever.config import RetrieverConfig
 from ralm.retriever.encoder import Encoder
+from ralm.retriever.packed import PackedBert
 
 CPU_TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 98304
+PACKED_TOKEN_BUDGET = 8192
+PACKED_FROM = 16384
+"""Tokens from which on it pays to lay out the weights anew for a call."""
 
 
 def default_token_budget(device: torch.device) -> int:
@@ -85,6 +89,9 @@ def encode_tokens(
     A GPU may still be computing them when this returns.
     """
     device = encoder.device
+    packed = encoder.packed(token_budget or PACKED_TOKEN_BUDGET) if len(tokens.ids) >= PACKED_FROM else None
+    if packed is not None:
+        return _encode_packed(encoder, packed, tokens, token_budget or PACKED_TOKEN_BUDGET, bar)
     ids, order_N = tokens.ids.to(device, non_blocking=True), torch.from_numpy(tokens.order).to(device)
     vector_ND = torch.empty((len(tokens.order), encoder.dimension), device=device)
     place = 0
@@ -95,6 +102,21 @@ def encode_tokens(
         vector_ND[order_N[first : first + len(rows_B)]] = encoder(*batch)
         bar.update(len(rows_B))
         place = stop
+    return vector_ND
+
+
+def _encode_packed(
+    encoder: Encoder, packed: PackedBert, tokens: TokenizedTexts, token_budget: int, bar: progress
+) -> Tensor:
+    vector_ND, order_N = torch.empty((len(tokens.order), encoder.dimension)), torch.from_numpy(tokens.order)
+    end_N = np.cumsum(tokens.lengths)
+    start, place = 0, 0
+    while start < len(end_N):
+        stop = max(start + 1, int(np.searchsorted(end_N, place + token_budget, side="right")))
+        states = packed.forward(tokens.ids[place : int(end_N[stop - 1])], tokens.lengths[start:stop])
+        vector_ND[order_N[start:stop]] = torch.cat([encoder.pool(states_NLD) for states_NLD in states])
+        bar.update(stop - start)
+        start, place = stop, int(end_N[stop - 1])
     return vector_ND
 
 

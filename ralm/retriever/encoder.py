@@ -20,6 +20,7 @@ from ralm.device import take_any_shape
 from ralm.errors import ArtifactError
 from ralm.pretrained import load_config, load_weights
 from ralm.retriever.config import RetrieverConfig
+from ralm.retriever.packed import PackedBert, can_pack
 from ralm.retriever.pooling import POOL
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -89,9 +90,23 @@ class Encoder(nn.Module):
         if mask is not None and mask.is_cuda and self._takes_mask_of_keys:
             # From [B, L] transformers makes one for each pair of tokens, and waits for the GPU to say if it is needed.
             mask = mask.bool()[:, None, None, :]
-        states_BLD = self.model(input_ids=input_ids_BL, attention_mask=mask).last_hidden_state
+        return self.pool(self.model(input_ids=input_ids_BL, attention_mask=mask).last_hidden_state, attention_mask_BL)
+
+    def pool(self, states_BLD: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
+        """Vectors, float32 [B, D], from the states of the last layer; arguments as those of `forward`."""
         vector_BD = self._pool(states_BLD, attention_mask_BL)
         return nn.functional.normalize(vector_BD, dim=-1) if self.config.normalize else vector_BD
+
+    def packed(self, batch_tokens: int) -> PackedBert | None:
+        """A copy of the weights for many texts without padding; None where model or device have no such way.
+
+        Args:
+            batch_tokens: tokens of most batches.
+        """
+        dtype = next(self.parameters()).dtype
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+        return PackedBert(self.model, dtype, batch_tokens) if can_pack(self.model, dtype) else None
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
         """Token ids of each text (uint32), cut to `max_tokens`, without padding. One call for many texts is fastest."""

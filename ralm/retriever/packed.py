@@ -1,0 +1,158 @@
+"""A BERT's forward pass on a CPU over texts that lie one after the other, without a token of padding.
+
+Made for many texts at a time: the weights are laid out anew for oneDNN, products are fused with bias, GELU and residual
+sum, and attention is computed for runs of equally long texts (docs/decisions/0012).
+
+Shapes: `T` tokens of a batch, `B` texts of it, `N` texts of a run, `L` tokens of each of these, `D` values of a token.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SCORES_AT_ONCE = 2**17
+"""Attention scores of a head that are computed at a time; they stay in a core's cache."""
+LARGEST_EXPONENT = 80.0
+"""Scores up to it can be exponentiated as they are; beyond it the largest of a row is taken off first."""
+_WITH_PADDED_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
+_MODEL_TYPES = {"bert", *_WITH_PADDED_POSITIONS}
+_OPS: Any = torch.ops.mkldnn
+
+
+def can_pack(model: Any, dtype: torch.dtype) -> bool:
+    """Whether a model's forward pass is the one that is written here, and torch has what it takes."""
+    config = model.config
+    if model.device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
+        return False
+    if config.model_type not in _MODEL_TYPES or config.hidden_act != "gelu" or config.is_decoder:
+        return False
+    return torch.backends.mkldnn.is_available() and hasattr(_OPS, "_linear_pointwise")
+
+
+class PackedBert:
+    """The weights of a BERT-like encoder, laid out for `forward`; a copy, which later updates do not reach.
+
+    Args:
+        model: one for which `can_pack` holds.
+        dtype: number format of products and states; norms and sums are fp32 in any case.
+        batch_tokens: T of most batches.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, batch_tokens: int) -> None:
+        config, embeddings = model.config, model.embeddings
+        self._dtype, self._heads, self._epsilon = dtype, int(config.num_attention_heads), float(config.layer_norm_eps)
+        is_shifted = config.model_type in _WITH_PADDED_POSITIONS
+        self._first_place = int(config.pad_token_id) + 1 if is_shifted else 0
+        self._words = embeddings.word_embeddings.weight.detach()
+        kinds = embeddings.token_type_embeddings.weight[0]
+        self._places = (embeddings.position_embeddings.weight.float() + kinds.float()).detach()
+        self._norm = _norm(embeddings.LayerNorm, torch.float32)
+        self._layers = [_Layer(layer, self._heads, dtype, batch_tokens) for layer in model.encoder.layer]
+
+    @torch.inference_mode()
+    def forward(self, ids_T: Tensor, length_B: np.ndarray) -> list[Tensor]:
+        """States of the last layer.
+
+        Args:
+            ids_T: token ids of all texts.
+            length_B: tokens of each; equally long texts side by side.
+
+        Returns:
+            For each run of equally long texts `[N, L, D]`, in order.
+        """
+        runs = [(length, sum(1 for _ in group)) for length, group in itertools.groupby(length_B.tolist())]
+        place_T = torch.cat([torch.arange(length).repeat(count) for length, count in runs]) + self._first_place
+        sizes = [length * count for length, count in runs]
+        with torch.autocast("cpu", enabled=False):
+            embedded_TD = self._words[ids_T.long()].float() + self._places[place_T]
+            state_TD = self._normed(embedded_TD, self._norm).to(self._dtype)
+            context_TD = torch.empty_like(state_TD)
+            for layer in self._layers:
+                projected = layer.query_key_value(state_TD)
+                for part, context, (length, _) in zip(
+                    projected.split(sizes), context_TD.split(sizes), runs, strict=True
+                ):
+                    attend(part, context, length, self._heads)
+                state_TD = self._normed(layer.output.plus(context_TD, state_TD), layer.first_norm)
+                state_TD = self._normed(layer.second.plus(layer.first.gelu(state_TD), state_TD), layer.second_norm)
+        return [
+            part.view(-1, length, part.shape[1]) for part, (length, _) in zip(state_TD.split(sizes), runs, strict=True)
+        ]
+
+    def _normed(self, state_TD: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.layer_norm(state_TD, state_TD.shape[1:], *norm, self._epsilon)
+
+
+class _Layer:
+    """A layer's products and norms; the queries' product is divided by the root of a head's size already."""
+
+    def __init__(self, layer: Any, heads: int, dtype: torch.dtype, batch_tokens: int) -> None:
+        attention = layer.attention.self
+        scale = (attention.query.out_features // heads) ** -0.5
+        weights = [part.weight.float() for part in (attention.query, attention.key, attention.value)]
+        biases = [part.bias.float() for part in (attention.query, attention.key, attention.value)]
+        joined = torch.cat([weights[0] * scale, *weights[1:]]), torch.cat([biases[0] * scale, *biases[1:]])
+        self.query_key_value = _Product(*joined, dtype, batch_tokens)
+        self.output = _Product.of(layer.attention.output.dense, dtype, batch_tokens)
+        self.first = _Product.of(layer.intermediate.dense, dtype, batch_tokens)
+        self.second = _Product.of(layer.output.dense, dtype, batch_tokens)
+        self.first_norm = _norm(layer.attention.output.LayerNorm, dtype)
+        self.second_norm = _norm(layer.output.LayerNorm, dtype)
+
+
+class _Product:
+    """A linear layer, alone or fused with what follows it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, batch_tokens: int) -> None:
+        self._weight = _OPS._reorder_linear_weight(weight.detach().to(dtype).contiguous(), batch_tokens)
+        self._bias = bias.detach().to(dtype)
+
+    @classmethod
+    def of(cls, linear: nn.Linear, dtype: torch.dtype, batch_tokens: int) -> _Product:
+        """Of a layer as it is."""
+        return cls(linear.weight, linear.bias, dtype, batch_tokens)
+
+    def __call__(self, state_TD: Tensor) -> Tensor:
+        return _OPS._linear_pointwise(state_TD, self._weight, self._bias, "none", [], "")
+
+    def gelu(self, state_TD: Tensor) -> Tensor:
+        """Followed by GELU (by the error function)."""
+        return _OPS._linear_pointwise(state_TD, self._weight, self._bias, "gelu", [], "none")
+
+    def plus(self, state_TD: Tensor, other_TD: Tensor) -> Tensor:
+        """Added to other states."""
+        return _OPS._linear_pointwise.binary(state_TD, other_TD, self._weight, self._bias, "add")
+
+
+def attend(projected: Tensor, context: Tensor, length: int, heads: int) -> None:
+    """Self-attention of equally long texts.
+
+    Args:
+        projected: queries (scaled), keys and values of each token, `[N * L, 3 * D]`.
+        context: receives the result, `[N * L, D]`.
+        length: L.
+        heads: into which D is cut.
+    """
+    at_once = max(1, SCORES_AT_ONCE // (length * length)) * length
+    for part, target in zip(projected.split(at_once), context.split(at_once), strict=True):
+        by_head = part.view(-1, length, 3, heads, target.shape[1] // heads).permute(2, 0, 3, 1, 4)
+        query, key, value = by_head.flatten(1, 2)  # [N * heads, L, D / heads]
+        score = torch.bmm(query, key.transpose(1, 2))
+        if max(-float(score.min()), float(score.max())) <= LARGEST_EXPONENT:
+            score.exp_()
+        else:
+            score = torch.exp(score.float() - score.amax(dim=2, keepdim=True).float()).to(score.dtype)
+        summed = score.sum(dim=2, keepdim=True, dtype=torch.float32)
+        mixed = torch.bmm(score, value) / summed
+        whole = mixed.view(-1, heads, length, mixed.shape[2]).transpose(1, 2)
+        target.view(whole.shape).copy_(whole)
+
+
+def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
