@@ -151,23 +151,25 @@ def test_every_way_to_train_with_split_weights(inputs: dict[str, str], tmp_path:
         assert row == pytest.approx(other, abs=1e-5)
 
 
-UNEXPLAINED = pytest.mark.xfail(
-    reason="fp16 in three processes: a retriever loss of 0.075 for 0.053, not explained yet"
-)
-
-
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.25), pytest.param("fp16", 0.05, marks=UNEXPLAINED)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.25), ("fp16", 0.02)])
 def test_low_precision_with_split_weights_and_a_process_without_questions(
     inputs: dict[str, str], tmp_path: Path, precision: str, tolerance: float
 ) -> None:
     """fp16 begins with a loss scale that overflows here: all processes compute the update again.
 
-    A score's error is the number format's divided by the temperature."""
+    A score's error is the number format's divided by the temperature. Only the first update is compared with fp32:
+    after it two passages that are about equally good can change places, and then the losses are of other passages.
+    """
     config = dataclasses.replace(CONFIG, num_steps=3, batch_size=2, temperature_score=0.1)
-    alone = run(inputs, tmp_path / "alone", config, 1)
+    exact = run(inputs, tmp_path / "exact", dataclasses.replace(config, num_steps=1), 1)
+    alone = run(inputs, tmp_path / "alone", dataclasses.replace(config, precision=precision), 1)
     low = dataclasses.replace(config, sharding="gradients", precision=precision)
-    for row, other in zip(run(inputs, tmp_path / "together", low, 3), alone, strict=True):
-        assert row["reader_loss"] == pytest.approx(other["reader_loss"], rel=0.03)
+    together = run(inputs, tmp_path / "together", low, 3)
+    assert retrieved(tmp_path / "together", 3)[0] == retrieved(tmp_path / "exact", 1)[0]
+    if precision == "fp16":
+        assert retrieved(tmp_path / "together", 3) == retrieved(tmp_path / "alone", 1)
+    for row, other in [(together[0], exact[0]), *zip(together, alone, strict=True)]:
+        assert row["reader_loss"] == pytest.approx(other["reader_loss"], rel=0.01)
         assert row["retriever_loss"] == pytest.approx(other["retriever_loss"], rel=tolerance)
 
 

@@ -19,7 +19,7 @@ print(sum(map_ordered(math.isqrt, [4] * 50, 2)), __file__ == sys.argv[0] if (sys
 
 
 def test_a_script_without_a_guard_does_not_call_itself(tmp_path: Path) -> None:
-    """Worker processes run the main file again unless they are kept from it; the second call would wait for the first."""
+    """Worker processes run the main file unless they are kept from it; the second call would wait for the first."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
