@@ -7,8 +7,11 @@ TORCH_INDEX ?=
 PIP_OPTIONS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test test-slow test-gpu test-faults test-services test-containers check format compile images lock \
-	audit clean
+# Tests run in as many processes as there are cores, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+.PHONY: install quickstart test test-slow test-gpu test-faults test-services test-containers bench check format compile images \
+	lock audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,11 +29,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: install ## run the whole pipeline on a real Wikipedia slice, then ask it questions
 	$(BIN)/ralm quickstart
 
-test: install ## unit, oracle, contract and graph tests (about 8 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: install ## unit, oracle, contract and graph tests (about 6 minutes on 2 cores)
+	$(PYTEST)
 
 test-slow: install ## long tests: real models, whole dumps, kill and resume
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -44,6 +47,10 @@ test-services: install ## two pipelines at once on MLflow with PostgreSQL and S3
 
 test-containers: install ## images from Debian's packages and PyPI alone, and the quickstart in containers
 	tests/containers/run.sh --quickstart
+
+bench: install ## all benchmarks of a CPU beside their peers, goals and figures in a table (45 minutes on 2 cores)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks
 
 check: install ## formatting, lint, types
 	$(BIN)/ruff format --check .
