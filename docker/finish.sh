@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install this package, write the bill of materials, make the place of RALM_HOME, and import what the image is for:
-# finish.sh MODULE... The tool that writes the bill (CycloneDX) does not stay.
+# finish.sh MODULE... The tool that writes the bill (CycloneDX) does not stay; no program keeps rights beyond its caller's.
 set -eu
 if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi
 python -m pip install --quiet --no-deps --no-index --root-user-action=ignore --disable-pip-version-check /opt/build/*.whl
@@ -13,4 +13,5 @@ mkdir -p /usr/share/sbom
 install -d -o 65532 -g 65532 /ralm
 for name in "$@"; do RALM_HOME=/tmp/ralm python -c "import $name"; done
 ralm --help > /dev/null
+find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 rm -rf /tmp/*

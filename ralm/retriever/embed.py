@@ -19,7 +19,8 @@ from ralm.retriever.packed import PackedBert
 
 CPU_TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 98304
-PACKED_TOKEN_BUDGET = 8192
+PACKED_TOKEN_BUDGET = {"cuda": 16384, "cpu": 4096}
+"""Tokens in a batch without padding."""
 PACKED_FROM = 16384
 """Tokens from which on it pays to lay out the weights anew for a call."""
 
@@ -27,6 +28,11 @@ PACKED_FROM = 16384
 def default_token_budget(device: torch.device) -> int:
     """Tokens in a batch that keep a device busy; larger batches only leave the cache."""
     return GPU_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET
+
+
+def packed_token_budget(device: torch.device) -> int:
+    """The same for batches without padding."""
+    return PACKED_TOKEN_BUDGET["cuda" if device.type == "cuda" else "cpu"]
 
 
 def embed_texts(
@@ -89,9 +95,10 @@ def encode_tokens(
     A GPU may still be computing them when this returns.
     """
     device = encoder.device
-    packed = encoder.packed(token_budget or PACKED_TOKEN_BUDGET) if len(tokens.ids) >= PACKED_FROM else None
+    budget = token_budget or packed_token_budget(device)
+    packed = encoder.packed(budget) if len(tokens.ids) >= PACKED_FROM else None
     if packed is not None:
-        return _encode_packed(encoder, packed, tokens, token_budget or PACKED_TOKEN_BUDGET, bar)
+        return _encode_packed(encoder, packed, tokens, budget, bar)
     ids, order_N = tokens.ids.to(device, non_blocking=True), torch.from_numpy(tokens.order).to(device)
     vector_ND = torch.empty((len(tokens.order), encoder.dimension), device=device)
     place = 0
@@ -108,12 +115,14 @@ def encode_tokens(
 def _encode_packed(
     encoder: Encoder, packed: PackedBert, tokens: TokenizedTexts, token_budget: int, bar: progress
 ) -> Tensor:
-    vector_ND, order_N = torch.empty((len(tokens.order), encoder.dimension)), torch.from_numpy(tokens.order)
+    device = encoder.device
+    ids, order_N = tokens.ids.to(device, non_blocking=True), torch.from_numpy(tokens.order).to(device)
+    vector_ND = torch.empty((len(tokens.order), encoder.dimension), device=device)
     end_N = np.cumsum(tokens.lengths)
     start, place = 0, 0
     while start < len(end_N):
         stop = max(start + 1, int(np.searchsorted(end_N, place + token_budget, side="right")))
-        states = packed.forward(tokens.ids[place : int(end_N[stop - 1])], tokens.lengths[start:stop])
+        states = packed.forward(ids[place : int(end_N[stop - 1])], tokens.lengths[start:stop])
         vector_ND[order_N[start:stop]] = torch.cat([encoder.pool(states_NLD) for states_NLD in states])
         bar.update(stop - start)
         start, place = stop, int(end_N[stop - 1])

@@ -103,9 +103,9 @@ class Encoder(nn.Module):
         Args:
             batch_tokens: tokens of most batches.
         """
-        dtype = next(self.parameters()).dtype
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
+        dtype, kind = next(self.parameters()).dtype, self.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         return PackedBert(self.model, dtype, batch_tokens) if can_pack(self.model, dtype) else None
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:

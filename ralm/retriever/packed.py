@@ -1,7 +1,8 @@
-"""A BERT's forward pass on a CPU over texts that lie one after the other, without a token of padding.
+"""A BERT's forward pass over texts that lie one after the other, without a token of padding.
 
-Made for many texts at a time: the weights are laid out anew for oneDNN, products are fused with bias, GELU and residual
-sum, and attention is computed for runs of equally long texts (docs/decisions/0012).
+Made for many texts at a time: attention is computed for runs of equally long texts, queries, keys and values are one
+product, and on a CPU the weights are laid out anew for oneDNN, whose products are fused with bias, GELU and residual
+sum (docs/decisions/0012).
 
 Shapes: `T` tokens of a batch, `B` texts of it, `N` texts of a run, `L` tokens of each of these, `D` values of a token.
 """
@@ -28,11 +29,12 @@ _OPS: Any = torch.ops.mkldnn
 def can_pack(model: Any, dtype: torch.dtype) -> bool:
     """Whether a model's forward pass is the one that is written here, and torch has what it takes."""
     config = model.config
-    if model.device.type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
-        return False
     if config.model_type not in _MODEL_TYPES or config.hidden_act != "gelu" or config.is_decoder:
         return False
-    return torch.backends.mkldnn.is_available() and hasattr(_OPS, "_linear_pointwise")
+    if model.device.type == "cuda":
+        return True
+    has_products = torch.backends.mkldnn.is_available() and hasattr(_OPS, "_linear_pointwise")
+    return model.device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and has_products
 
 
 class PackedBert:
@@ -60,16 +62,17 @@ class PackedBert:
         """States of the last layer.
 
         Args:
-            ids_T: token ids of all texts.
+            ids_T: token ids of all texts, on the device of the weights.
             length_B: tokens of each; equally long texts side by side.
 
         Returns:
             For each run of equally long texts `[N, L, D]`, in order.
         """
         runs = [(length, sum(1 for _ in group)) for length, group in itertools.groupby(length_B.tolist())]
-        place_T = torch.cat([torch.arange(length).repeat(count) for length, count in runs]) + self._first_place
+        place_T = self._first_place + torch.cat([torch.arange(length).repeat(count) for length, count in runs])
+        place_T = place_T.to(ids_T.device, non_blocking=True)
         sizes = [length * count for length, count in runs]
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(ids_T.device.type, enabled=False):
             embedded_TD = self._words[ids_T.long()].float() + self._places[place_T]
             state_TD = self._normed(embedded_TD, self._norm).to(self._dtype)
             context_TD = torch.empty_like(state_TD)
@@ -110,8 +113,10 @@ class _Product:
     """A linear layer, alone or fused with what follows it."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, batch_tokens: int) -> None:
-        self._weight = _OPS._reorder_linear_weight(weight.detach().to(dtype).contiguous(), batch_tokens)
-        self._bias = bias.detach().to(dtype)
+        self._weight, self._bias = weight.detach().to(dtype).contiguous(), bias.detach().to(dtype)
+        self._is_on_gpu = weight.is_cuda
+        if not self._is_on_gpu:
+            self._weight = _OPS._reorder_linear_weight(self._weight, batch_tokens)
 
     @classmethod
     def of(cls, linear: nn.Linear, dtype: torch.dtype, batch_tokens: int) -> _Product:
@@ -119,14 +124,20 @@ class _Product:
         return cls(linear.weight, linear.bias, dtype, batch_tokens)
 
     def __call__(self, state_TD: Tensor) -> Tensor:
+        if self._is_on_gpu:
+            return functional.linear(state_TD, self._weight, self._bias)
         return _OPS._linear_pointwise(state_TD, self._weight, self._bias, "none", [], "")
 
     def gelu(self, state_TD: Tensor) -> Tensor:
         """Followed by GELU (by the error function)."""
+        if self._is_on_gpu:
+            return functional.gelu(self(state_TD))
         return _OPS._linear_pointwise(state_TD, self._weight, self._bias, "gelu", [], "none")
 
     def plus(self, state_TD: Tensor, other_TD: Tensor) -> Tensor:
         """Added to other states."""
+        if self._is_on_gpu:
+            return self(state_TD).add_(other_TD)
         return _OPS._linear_pointwise.binary(state_TD, other_TD, self._weight, self._bias, "add")
 
 
@@ -139,6 +150,11 @@ def attend(projected: Tensor, context: Tensor, length: int, heads: int) -> None:
         length: L.
         heads: into which D is cut.
     """
+    if projected.is_cuda:
+        query, key, value = projected.view(-1, length, 3, heads, context.shape[1] // heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        context.view(-1, length, context.shape[1]).copy_(mixed.transpose(1, 2).flatten(2))
+        return
     at_once = max(1, SCORES_AT_ONCE // (length * length)) * length
     for part, target in zip(projected.split(at_once), context.split(at_once), strict=True):
         by_head = part.view(-1, length, 3, heads, target.shape[1] // heads).permute(2, 0, 3, 1, 4)

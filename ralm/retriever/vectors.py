@@ -1,4 +1,7 @@
-"""Read an `embeddings` table as one array, by memory map: the bytes of the file are the values.
+"""Read an `embeddings` table as one array: the bytes of the file are the values.
+
+The vectors of such a table are in plain pages, whose values lie in the file as they do in the array: they are read
+straight into it, once. Where a file is laid out otherwise, or is remote, pyarrow reads it.
 
 Shapes: `N` passages, `D` values in a vector.
 """
@@ -11,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ralm.artifacts.files import Location
+from ralm.artifacts.files import Location, is_remote, local_path
+from ralm.artifacts.plain_pages import read_plain
 from ralm.artifacts.tables import open_parquet
 from ralm.errors import ArtifactError
 
@@ -22,11 +26,18 @@ def read_vectors(location: Location) -> tuple[np.ndarray, np.ndarray]:
     """Ids and vectors of one embeddings file.
 
     Returns:
-        passage_id_N (int64) and vector_ND (float16 or float32, as stored). A file of one row group is not copied.
+        passage_id_N (int64) and vector_ND (float16 or float32, as stored).
 
     Raises:
         ArtifactError: no embeddings table, or its metadata does not fit its column.
     """
+    if not is_remote(location):
+        with open_parquet(location, "embeddings/1") as file:
+            dimension, dtype = _layout(location, file.schema_arrow)
+            num_rows = file.metadata.num_rows
+            arrays = {"passage_id": np.empty(num_rows, "<i8"), "vector": np.empty((num_rows, dimension), dtype)}
+            if read_plain(local_path(location), file, arrays):
+                return arrays["passage_id"], arrays["vector"]
     groups = list(iterate_vectors(location))
     if len(groups) == 1:
         return groups[0]

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ralm.artifacts.schemas import PASSAGE_IDS, embeddings_schema
 from ralm.artifacts.tables import TableWriter, write_table
 from ralm.errors import ArtifactError
+from ralm.retriever import vectors
 from ralm.retriever.vectors import NUMPY_DTYPES, binary_column, iterate_vectors, read_vectors
 
 
@@ -57,3 +59,46 @@ def test_tables_of_another_kind(tmp_path: Path) -> None:
     write_table(tmp_path / "ids.parquet", [{"passage_id": 1}], PASSAGE_IDS)
     with pytest.raises(ArtifactError, match="expected a embeddings/1 table"):
         read_vectors(str(tmp_path / "ids.parquet"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "none"},
+        {"compression": "none", "use_dictionary": False},
+        {"compression": "none", "use_dictionary": False, "data_page_size": 64},
+        {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"},
+        {"compression": "none", "use_dictionary": False, "column_encoding": {"vector": "BYTE_STREAM_SPLIT"}},
+    ],
+    ids=str,
+)
+def test_files_that_are_laid_out_otherwise(tmp_path: Path, options: dict) -> None:
+    """Many small pages; compressed, with a dictionary or pages of the second version, which pyarrow reads."""
+    vectors_ND = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float16)
+    vectors_ND[5:900] = vectors_ND[5]
+    table = pa.table([pa.array(range(3000)), binary_column(vectors_ND, "f16")], schema=embeddings_schema(6, "f16", "x"))
+    pq.write_table(table, tmp_path / "shard.parquet", row_group_size=1300, **options)
+    ids_N, found_ND = read_vectors(str(tmp_path / "shard.parquet"))
+    np.testing.assert_array_equal(found_ND, vectors_ND)
+    assert ids_N.tolist() == list(range(3000))
+
+
+def test_values_are_read_straight_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from row groups of several pages: pyarrow ends a page after 20,000 rows."""
+    vectors_ND = np.random.default_rng(0).normal(size=(70_000, 6)).astype(np.float32)
+    schema = embeddings_schema(6, "f16", "fingerprint")
+    table = pa.table([pa.array(range(70_000)), binary_column(vectors_ND, "f16")], schema=schema)
+    write_table(tmp_path / "shard.parquet", table, schema)
+    monkeypatch.setattr(vectors, "iterate_vectors", None)
+    _, found_ND = read_vectors(str(tmp_path / "shard.parquet"))
+    np.testing.assert_array_equal(found_ND, vectors_ND.astype(np.float16))
+    found_ND[0] = 1  # an array of its own
+
+
+def test_a_file_without_its_end(tmp_path: Path) -> None:
+    write(tmp_path / "shard.parquet", np.ones((300, 6), np.float32), "f16")
+    content = (tmp_path / "shard.parquet").read_bytes()
+    (tmp_path / "shard.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match="no readable Parquet file"):
+        read_vectors(str(tmp_path / "shard.parquet"))
