@@ -19,7 +19,7 @@ QUESTIONS_AT_ONCE: Final = 2048
 """Questions in one of these products (`ralm/index/flat.py`)."""
 SCORE_VALUES: Final = 64 * 2**20
 """Most numbers in one tensor of scores (`ralm/reader/scores.py`)."""
-TOKEN_BUDGET: Final = {True: 98304, False: 2048}
+TOKEN_BUDGET: Final = {True: 98304, False: 4096}
 """On a GPU, or not: tokens in a batch of passages to embed (`ralm/retriever/embed.py`)."""
 CONTEXT_BYTES: Final = GIB
 """What CUDA and its libraries take for themselves on a GPU: an assumption, not measured here."""

@@ -19,7 +19,7 @@ from ralm.retriever.packed import PackedBert
 
 CPU_TOKEN_BUDGET = 2048
 GPU_TOKEN_BUDGET = 98304
-PACKED_TOKEN_BUDGET = {"cuda": 16384, "cpu": 4096}
+PACKED_TOKEN_BUDGET = {"cuda": GPU_TOKEN_BUDGET, "cpu": 4096}
 """Tokens in a batch without padding."""
 PACKED_FROM = 16384
 """Tokens from which on it pays to lay out the weights anew for a call."""

@@ -199,5 +199,8 @@ def test_limits_are_those_of_the_code_that_computes() -> None:
     assert memory.BLOCK_ROWS == matrix.BLOCK_ROWS
     assert memory.QUESTIONS_AT_ONCE == flat.QUESTIONS_AT_ONCE
     assert memory.SCORE_VALUES == scores.MAX_VALUES
-    assert memory.TOKEN_BUDGET == {True: embed.GPU_TOKEN_BUDGET, False: embed.CPU_TOKEN_BUDGET}
+    packed = embed.PACKED_TOKEN_BUDGET
+    assert memory.TOKEN_BUDGET == {True: packed["cuda"], False: packed["cpu"]}
+    assert memory.TOKEN_BUDGET[True] >= embed.GPU_TOKEN_BUDGET
+    assert memory.TOKEN_BUDGET[False] >= embed.CPU_TOKEN_BUDGET
     assert torch.float32.itemsize == activations.FP32
