@@ -19,6 +19,8 @@ from torch.nn import functional
 
 SCORES_AT_ONCE = 2**17
 """Attention scores of a head that are computed at a time; they stay in a core's cache."""
+ROWS_TOGETHER = 128
+"""On a CPU a batch is filled up to a multiple of so many rows: oneDNN prepares each new size, for milliseconds."""
 LARGEST_EXPONENT = 80.0
 """Scores up to it can be exponentiated as they are; beyond it the largest of a row is taken off first."""
 _WITH_PADDED_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
@@ -74,19 +76,18 @@ class PackedBert:
         sizes = [length * count for length, count in runs]
         with torch.autocast(ids_T.device.type, enabled=False):
             embedded_TD = self._words[ids_T.long()].float() + self._places[place_T]
+            if not ids_T.is_cuda:
+                embedded_TD = functional.pad(embedded_TD, (0, 0, 0, -len(ids_T) % ROWS_TOGETHER))
             state_TD = self._normed(embedded_TD, self._norm).to(self._dtype)
-            context_TD = torch.empty_like(state_TD)
+            context_TD = torch.zeros_like(state_TD)
             for layer in self._layers:
-                projected = layer.query_key_value(state_TD)
-                for part, context, (length, _) in zip(
-                    projected.split(sizes), context_TD.split(sizes), runs, strict=True
-                ):
-                    attend(part, context, length, self._heads)
+                parts = _runs(layer.query_key_value(state_TD), sizes), _runs(context_TD, sizes), runs
+                for projected, context, (length, _) in zip(*parts, strict=True):
+                    attend(projected, context, length, self._heads)
                 state_TD = self._normed(layer.output.plus(context_TD, state_TD), layer.first_norm)
                 state_TD = self._normed(layer.second.plus(layer.first.gelu(state_TD), state_TD), layer.second_norm)
-        return [
-            part.view(-1, length, part.shape[1]) for part, (length, _) in zip(state_TD.split(sizes), runs, strict=True)
-        ]
+        by_run = zip(_runs(state_TD, sizes), runs, strict=True)
+        return [part.view(-1, length, part.shape[1]) for part, (length, _) in by_run]
 
     def _normed(self, state_TD: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         return functional.layer_norm(state_TD, state_TD.shape[1:], *norm, self._epsilon)
@@ -168,6 +169,11 @@ def attend(projected: Tensor, context: Tensor, length: int, heads: int) -> None:
         mixed = torch.bmm(score, value) / summed
         whole = mixed.view(-1, heads, length, mixed.shape[2]).transpose(1, 2)
         target.view(whole.shape).copy_(whole)
+
+
+def _runs(state_TD: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """The rows of each run, without those that only fill up."""
+    return state_TD[: sum(sizes)].split(sizes)
 
 
 def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -17,5 +17,5 @@ printf '\n[install]\ntrusted-host = %s\n' "$RALM_PLANTED" | cat /etc/pip.conf - 
 PIP_CONFIG_FILE="$folder/pip.conf" docker/build.sh base cpu
 .venv/bin/python -m pytest -m containers tests/containers
 if [ "${1:-}" = --quickstart ]; then
-    .venv/bin/python tests/containers/quickstart.py
+    .venv/bin/python -m tests.containers.quickstart
 fi
