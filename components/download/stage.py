@@ -28,7 +28,7 @@ from ralm.question_sets.rows import choose_shots, read_shots, write_shots, write
 from ralm.sources import fetch_file, source_digest
 
 logger = logging.getLogger(__name__)
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 def download(

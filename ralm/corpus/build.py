@@ -46,14 +46,16 @@ class DocumentBatch:
 
 def cut_batch(batch: Batch, limits: SplitLimits) -> pa.Table:
     """Passages of a batch as rows of `passages/1`."""
-    tables = [PASSAGES.empty_table()]
+    tables = []
     for is_cut, items in itertools.groupby(batch.documents(), lambda item: isinstance(item, list)):
         if is_cut:
             tables += [take_rows(pages) for pages in items if isinstance(pages, list)]
         else:
             documents = (document for document in items if isinstance(document, Document))
-            tables.append(pa.Table.from_pydict(cut_documents(documents, limits).columns, schema=PASSAGES))
-    return pa.concat_tables(tables).combine_chunks()
+            tables.append(cut_documents(documents, limits).table())
+    if len(tables) == 1:  # as from a dump of which nothing is known
+        return tables[0].combine_chunks()
+    return pa.concat_tables(tables).combine_chunks() if tables else PASSAGES.empty_table()
 
 
 def write_passages(
@@ -93,7 +95,7 @@ def write_passages(
             for table in map_ordered(functools.partial(cut_batch, limits=limits), batches, workers):
                 table = table.slice(0, left)
                 left -= table.num_rows
-                ids.append(table.column("passage_id").to_numpy())
+                ids += map(np.from_dlpack, table.column("passage_id").chunks)  # `to_numpy` would import pandas
                 counts.update(table.column("kind").to_pylist())
                 bar.update(table.num_rows)
                 start = 0

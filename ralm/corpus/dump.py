@@ -73,6 +73,8 @@ class _Reader:
     """Handlers of the XML parser; finished pages gather in `pages`."""
 
     _PAGE_FIELDS = (("page", "title"), ("page", "ns"), ("page", "id"), ("revision", "id"), ("revision", "model"))
+    _TAGS = frozenset(("page", "revision", "redirect", "text", "namespace", "title", "ns", "id", "model"))
+    """Those that something is done for; the others only count as parents."""
 
     def __init__(self, path: Path, counts: Counter[str], before: CleanedPages | None) -> None:
         self.path, self.counts = path, counts
@@ -82,7 +84,6 @@ class _Reader:
         self.parser.buffer_size = 1 << 16
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end
-        self.parser.CharacterDataHandler = self._characters
         self.parser.EntityDeclHandler = self._entity
         self.tags: list[str] = []
         self.site = Site()
@@ -106,10 +107,13 @@ class _Reader:
         raise DataError(f"{self.path}: line {self.parser.CurrentLineNumber}: an export declares no XML entities")
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
-        parent = self.tags[-1] if self.tags else ""
-        self.tags.append(tag)
+        tags = self.tags
+        parent = tags[-1] if tags else ""
+        tags.append(tag)
         if not parent:
             self._check_schema(tag, attributes)
+        elif tag not in self._TAGS:
+            return
         elif tag == "page":
             self.page = _PageInProgress()
         elif tag == "revision":  # a history dump: the last revision stays
@@ -120,12 +124,18 @@ class _Reader:
             self.page.is_redirect = True
         elif tag == "text" and parent == "revision":
             self.page.cleaned = self._find_cleaned()
-            self.characters = None if self.page.cleaned else self.page.text
+            if self.page.cleaned is None:
+                self._collect(self.page.text)
         elif tag == "namespace":
             self.namespace_key = int(attributes.get("key", "0"))
-            self.characters = []
+            self._collect([])
         elif (parent, tag) in self._PAGE_FIELDS:
-            self.characters = []
+            self._collect([])
+
+    def _collect(self, characters: list[str] | None) -> None:
+        """Take the text that follows; None: pass it over without a call for each piece."""
+        self.characters = characters
+        self.parser.CharacterDataHandler = None if characters is None else self._characters
 
     def _check_schema(self, tag: str, attributes: dict[str, str]) -> None:
         schema = _SCHEMA.match(attributes.get("xmlns", ""))
@@ -148,20 +158,22 @@ class _Reader:
 
     def _end(self, tag: str) -> None:
         self.tags.pop()
-        parent = self.tags[-1] if self.tags else ""
         if tag == "page":
             self._finish_page()
         elif tag == "siteinfo":
             self.site = Site.from_names(self.namespace_names)
             if self.before is not None and not self.before.is_of(self.site):
                 self.before = None
-        elif self.characters is not None and self.characters is not self.page.text:
+        if self.characters is None:
+            return
+        if self.characters is not self.page.text:
+            parent = self.tags[-1] if self.tags else ""
             value = "".join(self.characters)
             if tag == "namespace":
                 self.namespace_names[self.namespace_key] = value
             elif (parent, tag) in self._PAGE_FIELDS:
                 self.page.fields["revision id" if (parent, tag) == ("revision", "id") else tag] = value
-        self.characters = None
+        self._collect(None)
 
     def _find_cleaned(self) -> CleanedPage | None:
         """The page as it was cleaned before; the ids come before the text in an export."""

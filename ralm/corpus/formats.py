@@ -163,9 +163,11 @@ def detect_format(path: Path) -> Format:
         return "parquet"
     if any(name.endswith(suffix) for suffix in TEXT_SUFFIXES):
         return "folder"
+    if name.endswith(".xml"):
+        return "wikimedia"
     head = next(read_chunks(path), b"")[: 1 << 16]
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if name.endswith(".xml") or start.startswith((b"<mediawiki", b"<?xml")):
+    if start.startswith((b"<mediawiki", b"<?xml")):
         return "wikimedia"
     if head.startswith(b"PAR1"):
         return "parquet"

@@ -33,22 +33,25 @@ def decompress_segments(path: Path) -> Iterator[tuple[int, bytes]]:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ThreadPoolExecutor(THREADS) as pool,
     ):
-        segments = _segments(content)
-        waiting: deque[tuple[int, Future[bytes | None]]] = deque()
-        is_open = True
-        while is_open or waiting:
-            while is_open and len(waiting) < THREADS + 2:
-                start, end = next(segments, (0, 0))
-                if end == 0 or end - start > MAX_SEGMENT_BYTES:
-                    is_open = False
-                else:
-                    waiting.append((end, pool.submit(_decode, content[start:end])))
-            if waiting:
-                end, future = waiting.popleft()
-                data = future.result()
-                if data is None:
-                    return
-                yield end, data
+        try:
+            segments = _segments(content)
+            waiting: deque[tuple[int, Future[bytes | None]]] = deque()
+            is_open = True
+            while is_open or waiting:
+                while is_open and len(waiting) < THREADS + 2:
+                    start, end = next(segments, (0, 0))
+                    if end == 0 or end - start > MAX_SEGMENT_BYTES:
+                        is_open = False
+                    else:
+                        waiting.append((end, pool.submit(_decode, content[start:end])))
+                if waiting:
+                    end, future = waiting.popleft()
+                    data = future.result()
+                    if data is None:
+                        return
+                    yield end, data
+        finally:
+            pool.shutdown(cancel_futures=True)  # a reader that wants only the beginning does not wait for the rest
 
 
 def _segments(content: mmap.mmap) -> Iterator[tuple[int, int]]:

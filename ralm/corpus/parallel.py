@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ralm.errors import DataError
 
@@ -76,7 +76,7 @@ def without_main_module() -> Iterator[None]:
     them again, and wait for itself.
     """
     names = vars(sys.modules["__main__"])
-    hidden = {name: names[name] for name in ("__file__", "__spec__") if name in names}
+    hidden: dict[str, Any] = {name: names[name] for name in ("__file__", "__spec__") if name in names}
     names.pop("__file__", None)
     names["__spec__"] = None
     try:

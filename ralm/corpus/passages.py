@@ -8,15 +8,18 @@ the passages around it and no other, and a passage keeps its id from dump to dum
 from __future__ import annotations
 
 import hashlib
+import itertools
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from ralm.artifacts.schemas import PASSAGES
-from ralm.corpus.sentences import count_words, sentence_ends, split_words
-from ralm.errors import ConfigError
+from ralm.corpus.sentences import count_words, plain_sentences, sentence_ends, split_words
+from ralm.errors import ConfigError, DataError
 
 TEXT, INFOBOX = "text", "infobox"
 
@@ -52,10 +55,33 @@ class PassageColumns:
 
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in PASSAGES.names})
 
-    def append(self, **values: Any) -> None:
-        """Add one row; all columns must be given."""
-        for name, column in self.columns.items():
-            column.append(values[name])
+    def add_page(self, document: Document, size: int) -> None:
+        """Fill the columns that are the same for all `size` new passages of a document, and number them."""
+        for name in ("source_id", "page_id", "revision_id", "title"):
+            self.columns[name] += [getattr(document, name)] * size
+        self.columns["position"] += range(document.first_position, document.first_position + size)
+
+    def table(self) -> pa.Table:
+        """The columns as rows of `passages/1`."""
+        arrays = [_array(self.columns[field.name], field.type) for field in PASSAGES]
+        return pa.Table.from_arrays(arrays, schema=PASSAGES)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A column, from its buffers: to let pyarrow look at each value takes five times as long, and it imports pandas."""
+    if kind == pa.string():
+        text = "".join(values)
+        encoded = text.encode()
+        sizes = (len(value) if value.isascii() else len(value.encode()) for value in values)
+        ends = np.cumsum(np.fromiter(sizes, np.int64, len(values)))
+        if len(encoded) > np.iinfo(np.int32).max:
+            raise DataError(f"{len(encoded)} bytes of text in one batch")
+        offsets = np.concatenate([[0], ends]).astype(np.int32)
+        return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(encoded))
+    if None in values:
+        return pa.array(values, kind)
+    numbers = np.array(values, f"i{kind.bit_width // 8}")
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
 
 
 @dataclass(frozen=True)
@@ -94,10 +120,13 @@ def split_text(text: str, limits: SplitLimits) -> list[str]:
     Steps 2 and 3 look at no more than the neighbouring boundaries, so an edit cannot reach further. In text that
     repeats one sentence many times no boundary is special; there only the limits hold.
     """
-    ends, words = _units(text, limits)
+    text = text.strip()
+    if len(text) <= limits.max_words or (text.isascii() and _fits(text, limits.max_words)):
+        return [text] if text else []
+    ends, words, units = _plain_units(text, limits) or _units(text, limits)
     if words[-1] <= limits.max_words:
-        return [text.strip()] if words[-1] else []
-    ranks = [0] + [_rank(text[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        return [text]
+    ranks = [b"", *map(_rank, units)]
     cuts = [0, *_local_maxima(words, ranks, limits.min_words), len(ends)]
     passages = []
     for first, last in zip(cuts, cuts[1:], strict=False):
@@ -106,8 +135,28 @@ def split_text(text: str, limits: SplitLimits) -> list[str]:
     return passages
 
 
-def _units(text: str, limits: SplitLimits) -> tuple[list[int], list[int]]:
-    """Where each unit ends, and the number of words up to there (one value more, starting with 0)."""
+def _fits(text: str, max_words: int) -> bool:
+    """Whether an ASCII text has at most so many words, as far as that is cheap to see; a word takes two characters."""
+    return len(text) <= 2 * max_words or (len(text) <= 8 * max_words and len(text.split()) <= max_words)
+
+
+def _plain_units(text: str, limits: SplitLimits) -> tuple[list[int], list[int], list[str]] | None:
+    """As `_units`; None if it is not as simple."""
+    found = plain_sentences(text)
+    if found is None:
+        return None
+    ends, units = found
+    sizes = [unit.count(" ") + 1 for unit in units]
+    if max(sizes) > limits.max_words:
+        return None
+    return ends, [0, *itertools.accumulate(sizes)], units
+
+
+def _units(text: str, limits: SplitLimits) -> tuple[list[int], list[int], list[str]]:
+    """Where each unit ends, the number of words up to there (one value more, starting with 0), and the units.
+
+    In a unit one space separates words.
+    """
     ends: list[int] = []
     words = [0]
     start = 0
@@ -121,15 +170,15 @@ def _units(text: str, limits: SplitLimits) -> tuple[list[int], list[int]]:
                 words.append(words[-1] + count_words(text[ends[-1] if ends else 0 : start + cut]))
                 ends.append(start + cut)
         start = end
-    return ends, words
+    return ends, words, [" ".join(text[start:end].split()) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _rank(unit: str) -> int:
-    """A number that looks random and depends on the words of a unit only."""
-    return int.from_bytes(hashlib.blake2b(" ".join(unit.split()).encode(), digest_size=8).digest(), "big")
+def _rank(unit: str) -> bytes:
+    """A value that looks random and depends on the words of a unit only."""
+    return hashlib.blake2b(unit.encode(), digest_size=8).digest()
 
 
-def _local_maxima(words: Sequence[int], ranks: Sequence[int], distance: int) -> Iterator[int]:
+def _local_maxima(words: Sequence[int], ranks: Sequence[bytes], distance: int) -> Iterator[int]:
     """Boundaries i (after unit i) whose rank is the highest within `distance` words; of equals the first.
 
     Args:
@@ -139,22 +188,23 @@ def _local_maxima(words: Sequence[int], ranks: Sequence[int], distance: int) -> 
     """
     first = bisect_left(words, distance)
     last = bisect_left(words, words[-1] - distance + 1)
-    for place in range(first, last):
+    place = first
+    while place < last:
         rank, here = ranks[place], words[place]
         left = place - 1
         while left >= first and here - words[left] < distance and ranks[left] < rank:
             left -= 1
-        if left >= first and here - words[left] < distance:
-            continue
         right = place + 1
         while right < last and words[right] - here < distance and ranks[right] <= rank:
             right += 1
-        if right >= last or words[right] - here >= distance:
+        is_highest = left < first or here - words[left] >= distance
+        if is_highest and (right >= last or words[right] - here >= distance):
             yield place
+        place = right  # those between are lower than `place`, or lower than `right`, and near it
 
 
 def _fit(
-    words: Sequence[int], ranks: Sequence[int], first: int, last: int, limits: SplitLimits
+    words: Sequence[int], ranks: Sequence[bytes], first: int, last: int, limits: SplitLimits
 ) -> Iterator[tuple[int, int]]:
     """Cut the stretch between boundaries `first` and `last` until each part is short enough."""
     waiting = [(first, last)]
@@ -207,40 +257,47 @@ def passage_id(source_id: str, section: str, text: str, occurrence: int) -> int:
         text: the passage.
         occurrence: how many equal passages (same three values) came before it.
     """
-    encoded = [value.encode() for value in (source_id, section, text)]
-    message = b"".join(len(value).to_bytes(8, "big") + value for value in encoded) + occurrence.to_bytes(8, "big")
-    return int.from_bytes(hashlib.sha256(message).digest()[:8], "big") >> 1
+    return _id_of(_sized(source_id) + _sized(section) + _sized(text), occurrence)
+
+
+def _sized(value: str) -> bytes:
+    encoded = value.encode()
+    return len(encoded).to_bytes(8, "big") + encoded
+
+
+def _id_of(message: bytes, occurrence: int) -> int:
+    return int.from_bytes(hashlib.sha256(message + occurrence.to_bytes(8, "big")).digest()[:8], "big") >> 1
 
 
 def content_hash(title: str, section: str, text: str) -> str:
     """Hex sha256 of everything of a passage that is shown to a model, in the encoding of `passage_id`."""
-    encoded = [value.encode() for value in (title, section, text)]
-    return hashlib.sha256(b"".join(len(value).to_bytes(8, "big") + value for value in encoded)).hexdigest()
+    return hashlib.sha256(_sized(title) + _sized(section) + _sized(text)).hexdigest()
 
 
 def cut_documents(documents: Iterable[Document], limits: SplitLimits) -> PassageColumns:
     """Passages of documents, as columns of `passages/1` in document order."""
     rows = PassageColumns()
+    ids, sections, texts, kinds, hashes = (
+        rows.columns[name] for name in ("passage_id", "section", "text", "kind", "content_hash")
+    )
     for document in documents:
-        seen: Counter[tuple[str, str]] = Counter()
-        position = document.first_position
+        seen: dict[tuple[str, str], int] = {}
+        source, title = _sized(document.source_id), _sized(document.title)
+        before = len(ids)
         for piece in document.pieces:
+            heading = _sized(piece.section)
+            of_source, of_title = source + heading, title + heading
             for text in _cut_piece(piece, limits):
                 key = (piece.section, text)
-                rows.append(
-                    passage_id=passage_id(document.source_id, piece.section, text, seen[key]),
-                    source_id=document.source_id,
-                    page_id=document.page_id,
-                    revision_id=document.revision_id,
-                    title=document.title,
-                    section=piece.section,
-                    text=text,
-                    kind=piece.kind,
-                    position=position,
-                    content_hash=content_hash(document.title, piece.section, text),
-                )
-                seen[key] += 1
-                position += 1
+                occurrence = seen.get(key, 0)
+                seen[key] = occurrence + 1
+                sized = _sized(text)
+                ids.append(_id_of(of_source + sized, occurrence))
+                hashes.append(hashlib.sha256(of_title + sized).hexdigest())
+                sections.append(piece.section)
+                texts.append(text)
+                kinds.append(piece.kind)
+        rows.add_page(document, len(ids) - before)
     return rows
 
 

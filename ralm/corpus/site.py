@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +13,8 @@ ARTICLES = 0
 DROPPED_LINKS = (-2, 6, 14)
 """Media, file and category links leave no text (a leading colon turns them into plain links)."""
 
+MAX_KNOWN_PREFIXES = 4096
+_INTERWIKI = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*|simple|be-x-old|roa-[a-z]+|zh-[a-z-]+")
 _CANONICAL = {
     -2: ("Media",),
     -1: ("Special",),
@@ -64,3 +68,24 @@ class Site:
         """
         prefix, colon, _ = title.partition(":")
         return self.numbers.get(_normal(prefix), ARTICLES) if colon else ARTICLES
+
+    def __reduce__(self) -> tuple[type[Site], tuple[Mapping[str, int]]]:
+        return Site, (self.numbers,)  # what is kept beside the names stays in its process
+
+    def leaves_no_text(self, prefix: str) -> bool:
+        """True for the prefix of files, categories and links to the same page in other languages.
+
+        >>> [Site().leaves_no_text(prefix) for prefix in ("File", "de", "Talk", "Tron")]
+        [True, True, False, False]
+        """
+        known = self._known_prefixes.get(prefix)
+        if known is None:
+            number = self.namespace(prefix + ":")
+            known = number in DROPPED_LINKS or bool(number == ARTICLES and _INTERWIKI.fullmatch(prefix.strip()))
+            if len(self._known_prefixes) < MAX_KNOWN_PREFIXES:
+                self._known_prefixes[prefix] = known
+        return known
+
+    @functools.cached_property
+    def _known_prefixes(self) -> dict[str, bool]:
+        return {}

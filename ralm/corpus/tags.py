@@ -35,6 +35,9 @@ PROTECTED = {chr(code): chr(character) for character, code in _SHIELD.items()}
 """Stand-ins for the characters of `<nowiki>` text, which the later passes must not read as markup."""
 LINE_BREAK = "\ue020"
 """Stands for `<br>` until lines have been read: a space in prose, a comma in an infobox value."""
+_VARIANT = re.compile(r"-\{(?!\{)([^{}]*)\}-")
+_HIDDEN_FLAGS = re.compile(r"[HT-]")
+_FIRST_VARIANT = re.compile(r"\s*[a-z][a-z-]*\s*:\s*([^;]*)")
 _SIMPLE_MATH = re.compile(r"[\w\s.,+*/=()<>^!-]{1,40}")
 
 
@@ -122,3 +125,21 @@ def _reference_end(text: str, start: int, missing: set[str]) -> int:
     if text.startswith(("{{", "["), start):
         return start  # the citation in it is removed as a template or link
     return min(_line_end(text, start), close.start() if close else len(text))
+
+
+def show_variants(text: str) -> str:
+    """Replace `-{flags|zh-hans:a;zh-hant:b}-` by what it shows."""
+    return _VARIANT.sub(lambda match: _variant_text(match[1]), text)
+
+
+def _variant_text(content: str) -> str:
+    """What `-{flags|zh-hans:a;zh-hant:b}-` shows: the first variant; nothing for hidden rules and titles.
+
+    >>> _variant_text("zh-hans:电脑;zh-hant:電腦"), _variant_text("A|word"), _variant_text("H|zh-cn:a;")
+    ('电脑', 'word', '')
+    """
+    flags, bar, body = content.rpartition("|")
+    if bar and _HIDDEN_FLAGS.search(flags):
+        return ""
+    variant = _FIRST_VARIANT.match(body)
+    return variant[1] if variant else body

@@ -5,12 +5,14 @@ Nothing here knows what a wiki's templates do; all others leave no text.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 
 from ralm.corpus.tags import name_set
 
 _PIPE = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||\n\|\}|\|")
+_BRACKETS = re.compile(r"\[\[|\]\]|\{\{|\}\}")
 _NAME = re.compile(r"\s*([^|{}\[\]\n=]*)")
 _FIELD = re.compile(r"\n[ \t]*\|[ \t]*([^|={}\[\]\n]{1,80}?)[ \t]*=[ \t]*(?=\S)")
 _PLAIN_FIELD = re.compile(r"[^\W\d_][^|={}\[\]\n]*")
@@ -61,20 +63,33 @@ def template_text(raw: str, clean: Callable[[str], str] | None = None) -> str:
     >>> template_text("convert|11|km|mi"), template_text("lang|fr|Tour Eiffel"), template_text("cite web|url=x")
     ('11 km', 'Tour Eiffel', '')
     """
-    name = _template_name(raw)
+    shown = _shown(raw.partition("|")[0])
+    if isinstance(shown, str):
+        return shown
+    if shown == _MEASURE:
+        return _measure(_positional(raw))
+    if shown == _NUMBER:
+        return raw.partition(":")[2].strip()
+    values = _positional(raw)
+    if len(values) <= shown:
+        return ""
+    return clean(values[shown]) if clean else values[shown]
+
+
+_MEASURE, _NUMBER = -1, -2
+
+
+@functools.lru_cache(maxsize=4096)
+def _shown(head: str) -> str | int:
+    """The text that a template with this beginning leaves, or the place of the argument that it shows."""
+    name = _template_name(head)
     if name in _WORDS:
         return _WORDS[name]
     if name in _MEASURES:
-        return _measure(_positional(raw))
+        return _MEASURE
     if name.startswith("formatnum:"):
-        return raw.partition(":")[2].strip()
-    place = 0 if name in _FIRST or name.startswith("lang-") else 1 if name in _SECOND else -1
-    if place < 0:
-        return ""
-    values = _positional(raw)
-    if len(values) <= place:
-        return ""
-    return clean(values[place]) if clean else values[place]
+        return _NUMBER
+    return 0 if name in _FIRST or name.startswith("lang-") else 1 if name in _SECOND else ""
 
 
 def is_infobox(raw: str, *, in_lead: bool) -> bool:
@@ -95,6 +110,9 @@ def infobox_fields(raw: str) -> Iterator[tuple[str, str]]:
     """Named fields of an infobox with the wikitext of their values; templates in values are replaced by arguments."""
     for argument in split_arguments(raw)[1:]:
         name, equals, value = argument.partition("=")
+        name = name.strip()
+        if "\n" in name:  # a line without a name, such as a picture's, before that of the field
+            continue
         name = " ".join(name.replace("_", " ").split())
         if equals and name and value.strip() and "[" not in name and "{" not in name:
             yield name, expand_arguments(value)
@@ -106,7 +124,7 @@ def expand_arguments(value: str) -> str:
     >>> expand_arguments("{{birth date and age|1879|3|14|df=y}} in {{nowrap|[[Ulm]]}}")
     '1879-3-14 in [[Ulm]]'
     """
-    for _ in range(8):  # deeper nesting is dropped by the scanner
+    for _ in range(8 if "{{" in value else 0):  # deeper nesting is dropped by the scanner
         value, changed = _INNERMOST.subn(lambda match: _shown_arguments(match[1]), value)
         if not changed:
             break
@@ -162,8 +180,26 @@ def split_arguments(raw: str) -> list[str]:
     >>> split_arguments("Infobox|name=[[A|B]]|x={{y|z}}")
     ['Infobox', 'name=[[A|B]]', 'x={{y|z}}']
     """
+    parts = raw.split("|")
     if "[[" not in raw and "{{" not in raw and "{|" not in raw:
-        return raw.split("|")
+        return parts
+    if "{|" in raw or "|}" in raw:
+        return _split_at_pipes(raw)
+    whole: list[str] = []
+    depth = 0
+    for part in parts:
+        if depth:
+            whole[-1] += "|" + part
+        else:
+            whole.append(part)
+        if "[" in part or "{" in part or (depth and ("]" in part or "}" in part)):
+            for token in _BRACKETS.findall(part):
+                depth = depth + 1 if token in ("[[", "{{") else max(depth - 1, 0)
+    return whole
+
+
+def _split_at_pipes(raw: str) -> list[str]:
+    """`split_arguments` of a source with tables in it, whose marks have pipes of their own."""
     parts, depth, start = [], 0, 0
     for match in _PIPE.finditer(raw):
         token = match[0]

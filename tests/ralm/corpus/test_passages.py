@@ -17,7 +17,7 @@ from ralm.corpus.passages import (
     split_infobox,
     split_text,
 )
-from ralm.corpus.sentences import count_words, sentence_ends
+from ralm.corpus.sentences import count_words, plain_sentences, sentence_ends
 from ralm.errors import ConfigError
 
 LIMITS = SplitLimits(100)
@@ -53,6 +53,41 @@ def split_sentences(text: str) -> list[str]:
 )
 def test_sentences(text: str, expected: list[str]) -> None:
     assert split_sentences(text) == expected
+
+
+PLAIN_WORDS = [
+    "a",
+    "Bc",
+    "dé",
+    "Éa",
+    "Dr",
+    "Dr.",
+    "U.S.",
+    "J.",
+    "approx.",
+    "longword.",
+    "3.5",
+    "(x.)",
+    "end!",
+    "so?",
+    "«e.»",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([*PLAIN_WORDS, "…", "東京。", "no\u2003break", ""]), st.sampled_from(" \n"))))
+def test_plain_text_is_cut_as_any_other(pieces: list[tuple[str, str]]) -> None:
+    text = "".join(word + space for word, space in pieces).strip()
+    found = plain_sentences(text)
+    if found is None:
+        assert "  " in text or "\n\n" in text or " \n" in text or "\n " in text or "東" in text or "\u2003" in text
+        return
+    ends = list(sentence_ends(text))
+    assert found == (ends, [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)])
+
+
+def test_a_plain_text_of_many_sentences_is_recognised() -> None:
+    assert plain_sentences("He came at 5 p.m. to Dr. Smith. She left.\nAll did…") is not None
 
 
 def test_words_are_counted_in_scripts_without_spaces() -> None:

@@ -5,7 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ralm.corpus import lines
 from ralm.corpus.dump import read_dump
 from ralm.corpus.site import Site
 from ralm.corpus.wikitext import parse_article
@@ -49,6 +52,8 @@ def text_of(wikitext: str, site: Site = SITE) -> str:
         ("{{{1|default}}}text", "text"),
         ("He said:\n{{quote|text=All [[men]]\nare equal.|author=X}}", "He said:\nAll men are equal."),
         ("Kabul ({{lang-ps|کابل}})", "Kabul (کابل)"),
+        ("see [http://x.org a [[talk]] of [[May]] 2005].", "see a talk of May 2005."),
+        ("[http://x.org -{zh-hans:电脑;zh-hant:電腦}-] -{A|[[a|b]]}-", "电脑 b"),
     ],
 )
 def test_markup_becomes_plain_text(wikitext: str, expected: str) -> None:
@@ -178,3 +183,18 @@ def test_shipped_dump_leaks_no_markup(dump_file: Path) -> None:
 @pytest.fixture
 def dump_file() -> Path:
     return Path(__file__).parents[2] / "data" / "dump.xml"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("ab ,.;:)(\n\u2003\u200b–é𝔸"), max_size=60))
+def test_spaces_are_found_by_numpy_as_by_regex(text: str) -> None:
+    text = "\n" + text
+    by_regex = lines.clean_lines(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "MIN_CODES", 0)
+        assert lines.clean_lines(text) == by_regex
+
+
+def test_a_line_without_a_name_is_no_field() -> None:
+    box = "{{Infobox town\n| skyline = a.jpg |\n[[night.jpg]]\nnickname = Old one\n| area = 3 km\n}}x"
+    assert parse_article(box, SITE).infoboxes == ["area: 3 km"]
