@@ -11,7 +11,8 @@ has made. CPU time is that of the process and says more than wall time on a busy
 
 Questions are titles and sentences of the edited dump. `equal ids` is the share of passages that re-index and rebuild
 both find, `score difference` the largest between scores at the same place. Vectors computed in other batches differ in
-the last digit, more so in bf16: equality is claimed in fp32 (`--precision fp32`).
+the last digit, more so in bf16: equality is claimed in fp32 (`--precision fp32`). `changed` are the passages of the
+rebuild whose title, section and text no passage of the first build has: what has to be encoded.
 
 Shapes: B questions, K passages found, N passages, D embedding size.
 """
@@ -42,7 +43,7 @@ from components.embed.stage import embed
 from components.index.config import IndexConfig
 from components.index.stage import index
 from ralm.artifacts.files import read_json
-from ralm.artifacts.manifest import open_artifact
+from ralm.artifacts.manifest import open_artifact, read_artifact
 from ralm.artifacts.tables import read_table
 from ralm.corpus.compressed import read_chunks
 from ralm.corpus.sentences import sentence_ends
@@ -146,6 +147,17 @@ def make_questions(passages: str, number: int, seed: int) -> list[str]:
     return [row["title"] for row in rows[::2]] + sentences
 
 
+def count_changed(before: str, after: str) -> int:
+    """Passages that read as none of the earlier artifact does; by their texts, not by their hashes."""
+    texts = []
+    for place in (before, after):
+        places = [part for part, _ in open_artifact(place, "passages").tables()]
+        columns = read_table(places, "passages/1", ["title", "section", "text"]).to_pydict().values()
+        texts.append(list(zip(*columns, strict=True)))
+    known = set(texts[0])
+    return sum(text not in known for text in texts[1])
+
+
 def encode_questions(model: Model, questions: Sequence[str]) -> np.ndarray:
     """Question vectors, float32 [B, D]."""
     folder, device = model.question_encoder_folder, torch.device("cpu")
@@ -176,7 +188,17 @@ def overlap(one_BK: np.ndarray, other_BK: np.ndarray) -> float:
 def measure(
     dump: Path, work: Path, settings: Settings, percents: Sequence[float], num_questions: int, k: int, seed: int
 ) -> list[dict[str, Any]]:
-    """One row for each percentage and kind."""
+    """One row for each percentage and kind; the work folder must not hold earlier builds."""
+    home = os.environ.get("RALM_HOME")
+    try:
+        return _measure(dump, work, settings, percents, num_questions, k, seed)
+    finally:
+        os.environ.pop("RALM_HOME") if home is None else os.environ.update(RALM_HOME=home)
+
+
+def _measure(
+    dump: Path, work: Path, settings: Settings, percents: Sequence[float], num_questions: int, k: int, seed: int
+) -> list[dict[str, Any]]:
     small = shorten_dump(dump, work / "warm-up.xml.bz2", WARM_UP_ARTICLES)
     flat = dataclasses.replace(settings, kinds=("flat",))
     flat.build(small, work / "warm-up-2", flat.build(small, work / "warm-up-1"))
@@ -187,6 +209,9 @@ def measure(
         edits = edit_dump(dump, later, percent=percent, seed=seed)
         full = settings.build(later, work / f"full-{percent:g}") if edits.sentences else first
         part = settings.build(later, work / f"part-{percent:g}", first)
+        passages = [build.place("passages") for build in (first, full, part)]
+        changed = count_changed(*passages[:2])
+        digests = [{file.path: file.sha256 for file in read_artifact(place).manifest.files} for place in passages]
         question_BD = encode_questions(model, make_questions(full.place("passages"), num_questions, seed))
         for kind in settings.kinds:
             encoder = model.fingerprints["passage_encoder"]
@@ -197,6 +222,8 @@ def measure(
                     "percent": percent,
                     "kind": kind,
                     "edited_sentences": len(edits.sentences),
+                    "changed": changed,
+                    "equal_passages": digests[1] == digests[2],
                     **part.counts,
                     "encoded_per_edit": part.counts["encoded"] / max(1, len(edits.sentences)),
                     "full_wall_s": full.wall_s,
@@ -225,13 +252,13 @@ def print_tables(rows: Sequence[dict[str, Any]], k: int) -> None:
             cells = [f"{value:.2f}" for value in (*seconds, sum(seconds), sum(cpu.get(stage, 0.0) for stage in stages))]
             print(f"| {row['percent']:g} | {row['kind']} | {name} | {' | '.join(cells)} | {ratio} |")
     print(
-        "\n| % | kind | edited sentences | encoded | per sentence | vectors taken over | pages taken over "
+        "\n| % | kind | edited sentences | changed | encoded | per sentence | vectors taken over | pages taken over "
         f"| equal ids @{k} | score difference | recall@{k}: rebuild, re-index |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['percent']:g} | {row['kind']} | {row['edited_sentences']} | {row['encoded']} "
+            f"| {row['percent']:g} | {row['kind']} | {row['edited_sentences']} | {row['changed']} | {row['encoded']} "
             f"| {row['encoded_per_edit']:.2f} | {row['taken_over']} | {row['pages_taken_over']} "
             f"| {row['equal_ids']:.5f} | {row['score_difference']:.1e} "
             f"| {row['recall_of_rebuild']:.4f}, {row['recall_of_reindex']:.4f} |"
@@ -263,11 +290,7 @@ def main(argv: list[str] | None = None) -> None:
         dump = shorten_dump(dump, given.work / "dump.xml.bz2", given.max_articles)
     load = os.getloadavg()[0]
     settings = Settings(model, given.kind, given.precision)
-    home = os.environ.get("RALM_HOME")
-    try:
-        rows = measure(dump, given.work, settings, given.percent, given.questions, given.k, given.seed)
-    finally:
-        os.environ.pop("RALM_HOME") if home is None else os.environ.update(RALM_HOME=home)
+    rows = measure(dump, given.work, settings, given.percent, given.questions, given.k, given.seed)
     if given.json:
         print(json.dumps({"load_before": load, "load_after": os.getloadavg()[0], "rows": rows}))
         return

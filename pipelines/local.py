@@ -25,10 +25,12 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
+from components.images import BASE_IMAGE
 from pipelines.compile import RUNNERS, Runner, compiled_file
 from pipelines.containers import hand_over, open_engine, remove_left
 from pipelines.tasks import Tasks
 from pipelines.tracking_server import served_tracking
+from pipelines.warm import warm_up
 from ralm.artifacts.files import ralm_home, remove
 from ralm.artifacts.lock import if_free, only_one
 from ralm.errors import ConfigError, WorkerError
@@ -128,10 +130,7 @@ def _prepared(runner: Runner, tasks: Tasks, path: Path, folder: Path, arguments:
         yield
         return
     engine = open_engine(folder.name, arguments)
-    with path.open(encoding="utf-8") as file:
-        spec = next(yaml.load_all(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    executors = spec["deploymentSpec"]["executors"].values()
-    engine.check_images({executor["container"]["image"] for executor in executors if "container" in executor})
+    engine.check_images(set(_images(path).values()))
     (folder / CONTAINERS).touch()
     with served_tracking(folder / "mlflow.log") as uri:
         hand_over(ralm_home())
@@ -141,7 +140,19 @@ def _prepared(runner: Runner, tasks: Tasks, path: Path, folder: Path, arguments:
         yield
 
 
+def _images(path: Path) -> dict[str, str]:
+    """The image of each component of a compiled graph."""
+    with path.open(encoding="utf-8") as file:
+        spec = next(yaml.load_all(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    executors = spec["deploymentSpec"]["executors"]
+    found = {name: executors.get(part.get("executorLabel"), {}) for name, part in spec["components"].items()}
+    return {name: executor["container"]["image"] for name, executor in found.items() if "container" in executor}
+
+
 def _run_with_kfp(path: Path, arguments: dict[str, Any], folder: Path, tasks: Tasks) -> None:
+    if not tasks.engine:
+        tasks.with_torch = {name.removeprefix("comp-") for name, image in _images(path).items() if image != BASE_IMAGE}
+        warm_up(with_torch=bool(tasks.with_torch))  # while this process imports kfp
     import kfp
     from kfp import components, local
 

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -59,6 +59,8 @@ class Tasks:
     """Folder that keeps what each task says, also what is not shown."""
     engine: Engine | None = None
     """Of containers."""
+    with_torch: Set[str] = frozenset()
+    """Names of the components that need torch; `local.py` reads them from the graph."""
     children: list[Child] = field(default_factory=list)
     failed: str = ""
     reason: str = ""
@@ -77,7 +79,9 @@ class Tasks:
 
     def run_subprocess(self, full_command: list[str], env_vars: Mapping[str, str] | None = None) -> int:
         """Run a task's command; its lines go to stderr, without those of kfp's executor."""
-        return self.follow(lambda: start_task(full_command, {**self.environment, **(env_vars or {})}))
+        variables = {**self.environment, **(env_vars or {})}
+        with_torch = getattr(self.current, "task", "") in self.with_torch
+        return self.follow(lambda: start_task(full_command, variables, with_torch=with_torch))
 
     def run_container(
         self, client: object, image: str, command: list[str], volumes: object, environment: Any = None, **_: Any
