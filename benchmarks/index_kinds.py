@@ -40,6 +40,7 @@ SETTINGS = (
     IndexSettings(kind="pq"),
     IndexSettings(kind="ivf_pq"),
     IndexSettings(kind="pq_fast_scan"),
+    IndexSettings(kind="ivf_pq_fast_scan"),
     IndexSettings(kind="hnsw"),
 )
 

@@ -16,6 +16,7 @@ import argparse
 import gc
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,19 @@ Maker = Callable[[int], tuple[Callable[[], Any], nn.Module]]
 """From the questions at a time to an update, and the encoder of its reader."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What an update computes, and where its models are."""
+
+    reader: Path
+    retriever: Path
+    batch: int
+    """Questions of an update."""
+    num_passages: int
+    text_limit: int
+    """Tokens of a text at most; the peer pads to it."""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -62,24 +76,24 @@ def main(argv: list[str] | None = None) -> None:
     if given.small:
         given.num_passages, given.text_limit, given.repeats = 3, 120, 1
     device = pick_device(small=given.small)
-    batches = prepare(given)
+    setting, batches = prepare(given)
     print(
         f"{describe(device)}; {given.batch} questions x {given.num_passages} passages, text limit {given.text_limit}, "
         f"{given.repeats} repeats",
         flush=True,
     )
     if given.profile:
-        profile(learner_way(given, batches, device, given.batch)[0])
+        profile(learner_way(setting, batches, device, given.batch)[0])
         return
     makers: dict[str, Maker] = {
-        "ralm": lambda micro: learner_way(given, batches, device, micro),
-        "Atlas way": lambda micro: atlas_way(given, batches, device, micro, "eager"),
-        "Atlas way, attention of today": lambda micro: atlas_way(given, batches, device, micro, "sdpa"),
+        "ralm": lambda micro: learner_way(setting, batches, device, micro),
+        "Atlas way": lambda micro: atlas_way(setting, batches, device, micro, "eager"),
+        "Atlas way, attention of today": lambda micro: atlas_way(setting, batches, device, micro, "sdpa"),
     }
     print_table(makers, given, device)
 
 
-def prepare(given: argparse.Namespace) -> list[Batch]:
+def prepare(given: argparse.Namespace) -> tuple[Setting, list[Batch]]:
     """Write the models if they are not there; the questions of each update with their passages."""
     num_batches = given.repeats + WARM_UP
     table = passage_table(given.passages, max(64, num_batches * given.batch * given.num_passages))
@@ -89,10 +103,20 @@ def prepare(given: argparse.Namespace) -> list[Batch]:
         shape: Shape = "tiny" if given.small else "base"
         write_bert(given.work / "retriever", shape, texts, given.bert_vocab)
         write_t5(given.work / "reader", shape, texts, given.t5_tokenizer)
-    chosen = np.random.default_rng(6).choice(
-        len(rows), size=(num_batches, given.batch, given.num_passages), replace=False
+    setting = Setting(
+        reader=given.work / "reader",
+        retriever=given.work / "retriever",
+        batch=given.batch,
+        num_passages=given.num_passages,
+        text_limit=given.text_limit,
     )
-    questions = [QUESTION.format(number) for number in range(given.batch)]
+    return setting, make_batches(rows, num_batches, given.batch, given.num_passages)
+
+
+def make_batches(rows: list[dict[str, Any]], num_batches: int, batch: int, num_passages: int) -> list[Batch]:
+    """For each update `batch` questions with passages drawn from these rows; a target is the start of the first."""
+    chosen = np.random.default_rng(6).choice(len(rows), size=(num_batches, batch, num_passages), replace=False)
+    questions = [QUESTION.format(number) for number in range(batch)]
     batches = []
     for of_batch in chosen:
         passages = [[SimpleNamespace(**rows[row]) for row in of_question] for of_question in of_batch]
@@ -102,47 +126,55 @@ def prepare(given: argparse.Namespace) -> list[Batch]:
 
 
 def learner_way(
-    given: argparse.Namespace, batches: list[Batch], device: torch.device, micro: int
+    setting: Setting, batches: list[Batch], device: torch.device, micro: int
 ) -> tuple[Callable[[], Any], nn.Module]:
     """The project's update, each time with the next batch, and the reader's encoder."""
-    config = TrainingConfig(
-        mode="joint", batch_size=given.batch, micro_batch_size=micro, num_passages=given.num_passages, num_steps=10**6
-    )
-    reader, encoder = load_reader(given, device), load_encoder(given, device)
-    learner = Learner(reader, encoder, encoder, config, resolve_dtype("auto", device))
+    learner = make_learner(setting, device, resolve_dtype("auto", device), micro_batch_size=micro)
     steps = iter(itertools.cycle(enumerate([learner.tokenize(batch) for batch in batches])))
 
     def update() -> None:
         step, batch = next(steps)
         learner.update(batch, step)
 
-    return update, reader.model.encoder
+    return update, learner.reader.model.encoder
 
 
-def load_reader(given: argparse.Namespace, device: torch.device) -> FusionReader:
+def make_learner(setting: Setting, device: torch.device, dtype: torch.dtype, **settings: Any) -> Learner:
+    """The project's learner; `settings` are those of `TrainingConfig`."""
+    plain = {"mode": "joint", "batch_size": setting.batch, "num_passages": setting.num_passages, "num_steps": 10**6}
+    reader, encoder = load_reader(setting, device), load_encoder(setting, device)
+    return Learner(reader, encoder, encoder, TrainingConfig(**{**plain, **settings}), dtype)
+
+
+def load_reader(setting: Setting, device: torch.device) -> FusionReader:
     """The project's reader."""
-    limits = ReaderConfig(max_input_tokens=given.text_limit, max_target_tokens=TARGET_TOKENS)
-    return FusionReader.load(given.work / "reader", limits, device=device)
+    limits = ReaderConfig(max_input_tokens=setting.text_limit, max_target_tokens=TARGET_TOKENS)
+    return FusionReader.load(setting.reader, limits, device=device)
 
 
-def load_encoder(given: argparse.Namespace, device: torch.device) -> Encoder:
+def load_encoder(setting: Setting, device: torch.device) -> Encoder:
     """The project's retriever, for questions and passages."""
-    limits = RetrieverConfig(max_passage_tokens=given.text_limit, max_question_tokens=given.text_limit)
-    return Encoder.load(given.work / "retriever", limits, device=device, dtype=torch.float32)
+    limits = RetrieverConfig(max_passage_tokens=setting.text_limit, max_question_tokens=setting.text_limit)
+    return Encoder.load(setting.retriever, limits, device=device, dtype=torch.float32)
 
 
 def atlas_way(
-    given: argparse.Namespace, batches: list[Batch], device: torch.device, micro: int, attention: Any
+    setting: Setting, batches: list[Batch], device: torch.device, micro: int, attention: Any, **options: Any
 ) -> tuple[Callable[[], Any], nn.Module]:
-    """The peer's update, each time with the next batch, and the reader's encoder."""
-    reader, encoder = load_reader(given, torch.device("cpu")), load_encoder(given, torch.device("cpu"))
-    step = AtlasStep(given.work / "reader", given.work / "retriever", device=device, attention=attention)
+    """The peer's update, each time with the next batch, and the reader's encoder; `options` are those of the peer."""
+    step = AtlasStep(setting.reader, setting.retriever, device=device, attention=attention, **options)
+    steps = iter(itertools.cycle(pad_batches(setting, batches, device, micro)))
+    return lambda: step.update(next(steps)), step.reader.encoder
+
+
+def pad_batches(setting: Setting, batches: list[Batch], device: torch.device, micro: int) -> list[list[PaddedBatch]]:
+    """The batches as the peer takes them, in parts of `micro` questions."""
+    reader, encoder = load_reader(setting, torch.device("cpu")), load_encoder(setting, torch.device("cpu"))
     padded = []
     for batch in batches:
         parts = batch.cut(micro, reader=reader, question_encoder=encoder, passage_encoder=encoder).parts
-        padded.append([pad_batch(tokens, given.text_limit, encoder.pad_id, device) for _, tokens in parts])
-    steps = iter(itertools.cycle(padded))
-    return lambda: step.update(next(steps)), step.reader.encoder
+        padded.append([pad_batch(tokens, setting.text_limit, encoder.pad_id, device) for _, tokens in parts])
+    return padded
 
 
 def pad_batch(tokens: Tokens, limit: int, pad_id: int, device: torch.device) -> PaddedBatch:

@@ -1,8 +1,9 @@
 """One joint update as Atlas makes it, written anew from the description of its training (arXiv 2208.03299).
 
-Every input is padded to the text limit; weights are bf16 and the optimiser keeps copies in fp32, one AdamW for the
-reader and one for the retriever, unfused; the scores for the retriever come from a second pass of the encoder, without
-dropout. Left out, in Atlas' favour: its statistics of each gradient, which stop the device once for each weight.
+Every input is padded to the text limit; on a GPU weights are bf16 and the optimiser keeps copies in fp32, on a CPU
+weights are fp32; one AdamW for the reader and one for the retriever, unfused; the scores for the retriever come from a
+second pass of the encoder, without dropout. Left out, in Atlas' favour: its statistics of each gradient, which stop the
+device once for each weight.
 
 Shapes: `B` questions, `K` passages per question, `L` tokens of an input, always the limit, `T` target tokens, `D`
 values in a vector, `V` vocabulary.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.t5.modeling_t5 import T5Attention
 
 TEMPERATURE = 0.01
 CLIP_NORM = 1.0
@@ -51,7 +53,8 @@ class AtlasStep:
         attention: `eager` as Atlas does, or the fused kernels of today.
         checkpointing: compute the states of both models again in the backward pass, as Atlas' recipes do.
         learning_rate: of both.
-        dropout: of the reader; that of the retriever is its own.
+        dropout: of both.
+        dtype: number format of the weights.
     """
 
     def __init__(
@@ -64,18 +67,23 @@ class AtlasStep:
         checkpointing: bool = False,
         learning_rate: float = 4e-5,
         dropout: float = 0.1,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        options: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": attention, "local_files_only": True}
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention, "local_files_only": True}
         self.reader: Any = T5ForConditionalGeneration.from_pretrained(reader_folder, **options).to(device)
         self.retriever: Any = BertModel.from_pretrained(retriever_folder, add_pooling_layer=False, **options).to(device)
-        for module in self.reader.modules():
+        for module in (*self.reader.modules(), *self.retriever.modules()):
             if isinstance(module, nn.Dropout):
                 module.p = dropout
+            elif isinstance(module, T5Attention):
+                module.dropout = dropout
         if checkpointing:
             for model in (self.reader, self.retriever):
                 model.gradient_checkpointing_enable({"use_reentrant": False})
         self._weights = [list(model.parameters()) for model in (self.reader, self.retriever)]
-        self._copies = [[nn.Parameter(weight.detach().float()) for weight in group] for group in self._weights]
+        self._copies = self._weights
+        if dtype != torch.float32:
+            self._copies = [[nn.Parameter(weight.detach().float()) for weight in group] for group in self._weights]
         self._optimizers = [
             torch.optim.AdamW(group, lr=learning_rate, weight_decay=0.01, eps=1e-6, foreach=False, fused=False)
             for group in self._copies
@@ -83,16 +91,20 @@ class AtlasStep:
 
     def update(self, parts: Sequence[PaddedBatch]) -> dict[str, float]:
         """Make one update with the questions of all parts, one part at a time."""
-        self.reader.train()
-        self.retriever.train()
         losses = {"reader_loss": 0.0, "retriever_loss": 0.0}
         for part in parts:
-            reader_loss, retriever_loss = self._losses(part)
-            ((reader_loss + retriever_loss) / len(parts)).backward()
-            losses["reader_loss"] += reader_loss.item() / len(parts)
-            losses["retriever_loss"] += retriever_loss.item() / len(parts)
-        self._step()
+            for name, loss in self.accumulate(part, 1 / len(parts)).items():
+                losses[name] += loss / len(parts)
+        self.step()
         return losses
+
+    def accumulate(self, part: PaddedBatch, share: float) -> dict[str, float]:
+        """Add the gradients of some questions; `share` is their part of the update."""
+        self.reader.train()
+        self.retriever.train()
+        reader_loss, retriever_loss = self._losses(part)
+        ((reader_loss + retriever_loss) * share).backward()
+        return {"reader_loss": reader_loss.item(), "retriever_loss": retriever_loss.item()}
 
     def _losses(self, batch: PaddedBatch) -> tuple[Tensor, Tensor]:
         num_questions = len(batch.labels)
@@ -100,7 +112,7 @@ class AtlasStep:
         mask_BS = batch.reader[1].view(num_questions, -1)
         logit_BTV = self._decode(state_NLD.view(num_questions, mask_BS.shape[1], -1), mask_BS, batch.labels)
         reader_loss = functional.cross_entropy(logit_BTV.flatten(0, 1).float(), batch.labels.flatten())
-        gold_BK = self._scores(batch)
+        gold_BK = self.scores(batch)
         question_BD, passage_ND = self._pool(batch.questions), self._pool(batch.passages)
         passage_BKD = passage_ND.view(num_questions, -1, passage_ND.shape[-1])
         score_BK = torch.einsum("bd,bkd->bk", question_BD, passage_BKD).float() / passage_ND.shape[-1] ** 0.5
@@ -121,7 +133,7 @@ class AtlasStep:
         ).logits
 
     @torch.no_grad()
-    def _scores(self, batch: PaddedBatch) -> Tensor:
+    def scores(self, batch: PaddedBatch) -> Tensor:
         """Perplexity distillation: mean log-probability of the target given each passage alone, `[B, K]`."""
         self.reader.eval()
         state_NLD, mask_NL = self._encode(batch.reader), batch.reader[1]
@@ -130,8 +142,9 @@ class AtlasStep:
         for start in range(0, len(mask_NL), EVAL_PASSAGES):
             rows = slice(start, start + EVAL_PASSAGES)
             logit_NTV = self._decode(state_NLD[rows], mask_NL[rows], label_NT[rows])
-            loss_NT = functional.cross_entropy(logit_NTV.transpose(1, 2).float(), label_NT[rows], reduction="none")
-            parts.append(-loss_NT.sum(dim=1) / (label_NT[rows] >= 0).sum(dim=1))
+            label_N = label_NT[rows].flatten()  # over the last dimension a CPU adds up more exactly
+            loss_N = functional.cross_entropy(logit_NTV.flatten(0, 1).float(), label_N, reduction="none")
+            parts.append(-loss_N.view(len(logit_NTV), -1).sum(dim=1) / (label_NT[rows] >= 0).sum(dim=1))
         self.reader.train()
         return torch.cat(parts).view(len(batch.labels), -1)
 
@@ -139,7 +152,8 @@ class AtlasStep:
         state_NLD = self.retriever(input_ids=padded[0], attention_mask=padded[1]).last_hidden_state
         return (state_NLD * padded[1].unsqueeze(-1)).sum(dim=1) / padded[1].sum(dim=1, keepdim=True)
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Clip the gradient and change the weights."""
         flat = [weight for group in self._weights for weight in group]
         nn.utils.clip_grad_norm_(flat, CLIP_NORM)
         for weights, copies, optimizer in zip(self._weights, self._copies, self._optimizers, strict=True):
@@ -148,7 +162,8 @@ class AtlasStep:
             optimizer.step()
             with torch.no_grad():
                 for weight, copy in zip(weights, copies, strict=True):
-                    weight.copy_(copy)
+                    if copy is not weight:
+                        weight.copy_(copy)
                     weight.grad = None
 
 

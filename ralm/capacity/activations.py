@@ -29,7 +29,7 @@ class Kernels:
     has_dropout: bool
     is_gpu: bool = True
     """A GPU keeps dropout masks as bytes and no attention weights; a CPU keeps masks as numbers, and attention weights
-    where there is dropout or T5's position bias learns."""
+    (`ralm/training/cpu_layers.py`)."""
 
     def copies(self, size: int, products: int) -> int:
         """Inputs, `size` values each, of some matrix products of the same fp32 tensor."""
@@ -39,7 +39,7 @@ class Kernels:
         """A dropout mask."""
         return 0 if not self.has_dropout else size if self.is_gpu else size * bytes_on_cpu
 
-    def attention(self, *, size: int, heads: int, keys: int, bias: int, learns_bias: bool = False) -> tuple[int, int]:
+    def attention(self, *, size: int, heads: int, keys: int, bias: int) -> tuple[int, int]:
         """What attention keeps: bytes for each query token, and for each token whose key and value were computed.
 
         Args:
@@ -47,13 +47,12 @@ class Kernels:
             heads: H.
             keys: tokens that one query attends to.
             bias: values of the additive mask for one query token.
-            learns_bias: the mask has a gradient.
         """
         c = self.compute_bytes
-        if self.is_gpu or not (self.has_dropout or learns_bias):
+        if self.is_gpu:
             return 2 * size * c + bias * c + heads * FP32, 2 * size * c  # query, result, mask, softmax's denominator
-        weights = 3 if self.has_dropout else 1  # the softmax, its dropout mask, and their product
-        return size * (FP32 + c) + weights * heads * keys * FP32, 2 * size * FP32
+        weights = 1 + self.has_dropout  # the softmax, and what dropout leaves of it
+        return 2 * size * c + weights * heads * keys * c, 2 * size * c
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ def encoder_activations(
     size, wide, c = shape.model_size, shape.feed_forward, kernels.compute_bytes
     per_query, per_key = kernels.attention(size=size, heads=shape.num_heads, keys=tokens, bias=tokens)
     inputs = kernels.copies(size, 3) + kernels.copies(size, 1)
-    per_token = 2 * size * FP32 + inputs + per_query + per_key + 2 * wide * c + kernels.mask(2 * size)
+    per_token = 2 * size * FP32 + inputs + per_query + per_key + 2 * wide * c + kernels.mask(2 * size, c)
     layer = texts * tokens * per_token
     ends = texts * tokens * (2 * size * FP32 + kernels.mask(size))
     kept = texts * tokens * size * FP32 if checkpoints else layer
@@ -130,7 +129,8 @@ def _decoder_layer(
     per_target, per_source = kernels.attention(
         size=shape.attention_size, heads=heads, keys=source_tokens, bias=heads * source_tokens
     )
-    cross = 2 * size * FP32 + kernels.copies(size, 1) + per_target + kernels.mask(size)
+    mask = kernels.mask(size, kernels.compute_bytes)
+    cross = 2 * size * FP32 + kernels.copies(size, 1) + per_target + mask
     states = 0 if kernels.compute_bytes == FP32 else kernels.copies(size, 2)  # fp32 states are used as they are
     rest = _self_attention(shape, kernels, target_tokens) + _feed_forward(shape, kernels)
     return targets * (rest + cross) + sources * (per_source + states)
@@ -138,14 +138,12 @@ def _decoder_layer(
 
 def _self_attention(shape: ReaderShape, kernels: Kernels, tokens: int) -> int:
     size, heads = shape.model_size, shape.num_heads
-    per_query, per_key = kernels.attention(
-        size=shape.attention_size, heads=heads, keys=tokens, bias=heads * tokens, learns_bias=True
-    )
-    return 2 * size * FP32 + kernels.copies(size, 3) + per_query + per_key + kernels.mask(size)
+    per_query, per_key = kernels.attention(size=shape.attention_size, heads=heads, keys=tokens, bias=heads * tokens)
+    return 2 * size * FP32 + kernels.copies(size, 3) + per_query + per_key + kernels.mask(size, kernels.compute_bytes)
 
 
 def _feed_forward(shape: ReaderShape, kernels: Kernels) -> int:
     size, wide, c = shape.model_size, shape.feed_forward, kernels.compute_bytes
     kept = 4 if shape.is_gated else 1 + kernels.has_dropout  # gate before and after GELU, the other half, their product
     inputs = kernels.copies(size, 2 if shape.is_gated else 1)
-    return 2 * size * FP32 + inputs + kept * wide * c + kernels.mask(wide, c) + kernels.mask(size)
+    return 2 * size * FP32 + inputs + kept * wide * c + kernels.mask(wide + size, c)

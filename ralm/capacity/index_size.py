@@ -20,7 +20,7 @@ GPU_KINDS: Final = ("flat", "ivf_flat", "ivf_sq8", "ivf_sq4", "ivf_pq")
 """Kinds that a GPU holds: flat, and those that faiss has for GPUs (`ralm/index/faiss_gpu.py`); others stay in main
 memory."""
 _POINTS_PER_LIST: Final = 39
-_CODES: Final = {"pq": 256, "ivf_pq": 256, "pq_fast_scan": 16}
+_CODES: Final = {"pq": 256, "ivf_pq": 256, "pq_fast_scan": 16, "ivf_pq_fast_scan": 16}
 """Codes of one part of a product quantiser: rows of its code book, and passages that it needs."""
 
 
@@ -67,12 +67,13 @@ def _size(
     item = ITEM_BYTES[settings.storage]
     nlist, code_size, problem = 0, 0, ""
     if kind in USED_BY["nlist"]:
-        nlist = _option(settings, kind, "nlist", max(1, min(round(4 * passages**0.5), passages // _POINTS_PER_LIST)))
+        shortest = 256 if kind == "ivf_pq_fast_scan" else _POINTS_PER_LIST
+        nlist = _option(settings, kind, "nlist", max(1, min(round(4 * passages**0.5), passages // shortest)))
         if nlist > passages:
             problem = f"nlist is {nlist}, more than the {passages:,} passages"
     if kind in _CODES:
         code_size = _option(settings, kind, "code_size", _auto_code_size(kind, dimension))
-        if not code_size or dimension % (code_size * (2 if kind == "pq_fast_scan" else 1)):
+        if not code_size or dimension % (code_size * (2 if kind.endswith("fast_scan") else 1)):
             problem = f"code_size {code_size} does not divide {dimension} values"
         elif passages < _CODES[kind]:
             problem = f"it needs at least {_CODES[kind]} passages"
@@ -88,15 +89,18 @@ def _size(
         "pq": code_size,
         "ivf_pq": code_size + ID_BYTES,
         "pq_fast_scan": code_size,
+        "ivf_pq_fast_scan": code_size + ID_BYTES,
         # twice as many links on the lowest level of the graph, on average M / (M - 1) times as many above; 12: level
         # and place of the links
         "hnsw": dimension * item + 4 * (2 * neighbours + neighbours / (neighbours - 1)) + 12,
     }
-    centroids = nlist * (dimension * 4 + ID_BYTES)
+    per_list = dimension * 4 + ID_BYTES
+    if kind == "ivf_pq_fast_scan":
+        per_list += 16 * code_size  # a list ends with a block of 32 codes, of which half are empty on average
     return IndexSize(
         kind=kind,
         bytes_per_vector=per_vector[kind],
-        fixed_bytes=centroids + _CODES.get(kind, 0) * dimension * 4,
+        fixed_bytes=nlist * per_list + _CODES.get(kind, 0) * dimension * 4,
         is_on_device=not is_gpu or kind in GPU_KINDS,
         problem=problem,
     )
@@ -109,6 +113,6 @@ def _option(settings: IndexSettings, kind: Kind, name: str, auto: int) -> int:
 
 def _auto_code_size(kind: Kind, dimension: int) -> int:
     """A quarter of the values, or the next smaller number that divides them; 0 if none does."""
-    codes_per_byte = 2 if kind == "pq_fast_scan" else 1
+    codes_per_byte = 2 if kind.endswith("fast_scan") else 1
     fitting = [size for size in range(1, dimension + 1) if dimension % (size * codes_per_byte) == 0]
     return max([size for size in fitting if size <= dimension // 4] or fitting[:1] or [0])

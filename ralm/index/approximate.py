@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from ralm.errors import ArtifactError, ConfigError
+from ralm.index import fast_scan_lists
 from ralm.index.config import IndexSettings, Kind, Storage
 from ralm.index.faiss_gpu import to_device, to_memory
-from ralm.index.matrix import BLOCK_ROWS, check_search, rescore, to_float32
+from ralm.index.matrix import BLOCK_ROWS, best_candidates, check_search, to_float32
 from ralm.index.recall import matrix_products, reference_rows
 from ralm.index.rows_on_demand import RowsOnDemand, with_rows
 
@@ -40,11 +41,12 @@ _FACTORY: dict[Kind, str] = {
     "pq": "PQ{code_size}np",
     "ivf_pq": "IVF{nlist},PQ{code_size}np",
     "pq_fast_scan": "PQ{code_pairs}x4fs",
+    "ivf_pq_fast_scan": "IVF{nlist},PQ{code_pairs}x4fsr",
     "hnsw": "HNSW{hnsw_m},{whole}",
 }
 # np: without polysemous training, an ordering of the codes for Hamming distances that is not used here and takes a
 # hundred times as long as the rest.
-_FEWEST: dict[str, int] = {"pq": 256, "ivf_pq": 256, "pq_fast_scan": 16}
+_FEWEST: dict[str, int] = {"pq": 256, "ivf_pq": 256, "pq_fast_scan": 16, "ivf_pq_fast_scan": 16}
 """Passages that a product quantiser needs: one for each of its codes."""
 
 
@@ -71,6 +73,8 @@ class Effort:
     """Lists (nprobe) of an ivf kind, vectors kept in view (ef) of hnsw; 1 where all is compared."""
     rerank: int
     """Candidates beyond k that are scored again; 0: the scores are those of the codes."""
+    reach: float = 0.0
+    """Of ivf_pq_fast_scan: how far below the nearest list others are searched; 0: `breadth` lists of each question."""
 
 
 def resolve_layout(settings: IndexSettings, num_passages: int, dimension: int) -> Layout:
@@ -84,7 +88,8 @@ def resolve_layout(settings: IndexSettings, num_passages: int, dimension: int) -
         raise ConfigError(f"kind: {kind} needs at least {_FEWEST[kind]} passages, found {num_passages}; use flat")
     numbers = {}
     if "nlist" in _FACTORY[kind]:
-        auto = max(1, min(round(4 * num_passages**0.5), num_passages // SMALLEST_TRAINING))
+        shortest = fast_scan_lists.SHORTEST_LIST if kind == fast_scan_lists.KIND else SMALLEST_TRAINING
+        auto = max(1, min(round(4 * num_passages**0.5), num_passages // shortest))
         numbers["nlist"] = auto if settings.nlist == "auto" else settings.nlist
         if numbers["nlist"] > num_passages:
             raise ConfigError(f"nlist: expected at most {num_passages}, the number of passages, found {settings.nlist}")
@@ -96,7 +101,7 @@ def resolve_layout(settings: IndexSettings, num_passages: int, dimension: int) -
 
 
 def _code_size(settings: IndexSettings, dimension: int) -> int:
-    codes_per_byte = 2 if settings.kind == "pq_fast_scan" else 1
+    codes_per_byte = 2 if settings.kind.endswith("fast_scan") else 1
     fitting = [size for size in range(1, dimension + 1) if dimension % (size * codes_per_byte) == 0]
     if settings.code_size == "auto":
         if not fitting:
@@ -117,6 +122,9 @@ def build_faiss(matrix_ND: np.ndarray, layout: Layout, device: torch.device = CP
         layout: what to build.
         device: a GPU builds the kinds that faiss has for it.
     """
+    if layout.kind == fast_scan_lists.KIND:
+        made = fast_scan_lists.build_lists(matrix_ND, num_lists=layout.nlist, code_size=layout.code_size)
+        return to_device(made, layout.kind, device)  # stays on the CPU, and the log says so
     text = _FACTORY[layout.kind].format(
         nlist=layout.nlist,
         code_size=layout.code_size,
@@ -198,6 +206,7 @@ class ApproximateSearcher:
         self._index, self._matrix_ND, self._layout, self._effort = index, matrix_ND, layout, effort
         self._id_N = np.arange(len(matrix_ND)) if id_N is None else id_N
         self._first_row = first_row
+        self._lists = fast_scan_lists.ListSearch(index) if layout.kind == fast_scan_lists.KIND else None
 
     def search(self, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best passages that are found: always k different ones for each question.
@@ -218,7 +227,8 @@ class ApproximateSearcher:
         check_search(question_BD, k, *self._matrix_ND.shape)
         score_BC, row_BC = self.candidates(question_BD, k)
         if self._effort.rerank or self._layout.kind in WHOLE_VECTORS:
-            score_BC = rescore(question_BD, row_BC, with_rows(self._matrix_ND, row_BC[row_BC >= 0]))
+            matrix_ND = with_rows(self._matrix_ND, row_BC[row_BC >= 0])
+            return best_candidates(question_BD, row_BC, matrix_ND, k, self._id_N)
         order = np.lexsort((self._id_N[row_BC], -score_BC), axis=1)[:, :k]
         return np.take_along_axis(score_BC, order, 1), np.take_along_axis(row_BC, order, 1)
 
@@ -230,8 +240,12 @@ class ApproximateSearcher:
         row_BC = np.empty((len(question_BD), size), np.int64)
         for start in range(0, len(question_BD), QUESTION_BATCH):
             part = slice(start, start + QUESTION_BATCH)
-            score_BC[part], row_BC[part] = self._search_faiss(question_BD[part], size, self._effort.breadth)
+            score_BC[part], row_BC[part] = self._search_faiss(
+                question_BD[part], size, self._effort.breadth, self._effort.reach
+            )
         breadth = self._effort.breadth
+        if self._effort.reach and len(short := np.flatnonzero((row_BC[:, :k] < 0).any(1))):
+            score_BC[short], row_BC[short] = self._search_faiss(question_BD[short], size, breadth)
         while len(short := np.flatnonzero((row_BC[:, :k] < 0).any(1))) and breadth < self._layout.nlist:
             breadth = min(2 * breadth, self._layout.nlist)
             score_BC[short], row_BC[short] = self._search_faiss(question_BD[short], size, breadth)
@@ -240,9 +254,14 @@ class ApproximateSearcher:
             score_BC[short], row_BC[short] = reference_rows(question_BD[short], matrix_ND, size)
         return score_BC, row_BC
 
-    def _search_faiss(self, question_BD: np.ndarray, size: int, breadth: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_faiss(
+        self, question_BD: np.ndarray, size: int, breadth: int, reach: float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         try:
-            score_BC, row_BC = self._index.search(question_BD, size, params=self._parameters(breadth))
+            if self._lists is not None:
+                score_BC, row_BC = self._lists.search(question_BD, size, min(breadth, self._layout.nlist), reach)
+            else:
+                score_BC, row_BC = self._index.search(question_BD, size, params=self._parameters(breadth))
         except RuntimeError as error:  # a GPU's limits on candidates and lists
             raise ConfigError(f"index: faiss refuses this search: {str(error).splitlines()[0]}") from error
         is_none_BC = row_BC < 0

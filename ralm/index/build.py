@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ralm.errors import ArtifactError
+from ralm.index import fast_scan_lists
 from ralm.index.approximate import (
     CPU,
     FAISS_FILE,
@@ -110,7 +111,7 @@ def _common_facts(matrix_ND: np.ndarray, settings: IndexSettings) -> dict[str, A
     }
 
 
-def plain_options(layout: Layout, effort: Effort) -> dict[str, int]:
+def plain_options(layout: Layout, effort: Effort) -> dict[str, float]:
     """The options that the kind uses, each with the number it was given or tuned to.
 
     Example:
@@ -123,7 +124,8 @@ def plain_options(layout: Layout, effort: Effort) -> dict[str, int]:
         "hnsw_ef": effort.breadth,
         "rerank": effort.rerank,
     }
-    return {name: numbers[name] for name, kinds in USED_BY.items() if layout.kind in kinds}
+    reaches = {"list_reach": effort.reach} if layout.kind == fast_scan_lists.KIND else {}
+    return {name: numbers[name] for name, kinds in USED_BY.items() if layout.kind in kinds} | reaches
 
 
 def read_layout(details: Mapping[str, Any]) -> Layout:
@@ -164,7 +166,11 @@ def open_searcher(
         raise ArtifactError(f"an index of kind {details['kind']} needs a file {FAISS_FILE}; build it again")
     layout = read_layout(details)
     options = details["options"]
-    effort = Effort(breadth=options.get("nprobe", options.get("hnsw_ef", 1)), rerank=options.get("rerank", 0))
+    effort = Effort(
+        breadth=options.get("nprobe", options.get("hnsw_ef", 1)),
+        rerank=options.get("rerank", 0),
+        reach=options.get("list_reach", 0.0),
+    )
     index, first_row = read_faiss(faiss_file, *matrix_ND.shape), 0
     if len(own_ND) < len(matrix_ND):
         index, first_row = part_of_faiss(index, rows, faiss_file, layout.kind)

@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 from ralm.errors import ConfigError
 
-Kind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "hnsw"]
+Kind = Literal["flat", "ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan", "hnsw"]
 Storage = Literal["f16", "f32", "bf16"]
 Auto = Literal["auto"]
 
 USED_BY: dict[str, tuple[str, ...]] = {
-    "nlist": ("ivf_flat", "ivf_sq8", "ivf_sq4", "ivf_pq"),
-    "nprobe": ("ivf_flat", "ivf_sq8", "ivf_sq4", "ivf_pq"),
-    "code_size": ("pq", "ivf_pq", "pq_fast_scan"),
-    "rerank": ("ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan"),
+    "nlist": ("ivf_flat", "ivf_sq8", "ivf_sq4", "ivf_pq", "ivf_pq_fast_scan"),
+    "nprobe": ("ivf_flat", "ivf_sq8", "ivf_sq4", "ivf_pq", "ivf_pq_fast_scan"),
+    "code_size": ("pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan"),
+    "rerank": ("ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan"),
     "hnsw_m": ("hnsw",),
     "hnsw_ef": ("hnsw",),
 }
@@ -33,17 +33,19 @@ class IndexSettings:
     """flat: every vector is compared, the result is the true top k. ivf_*: only the `nprobe` nearest of `nlist` lists
     are compared, of whole vectors (ivf_flat), 8 or 4 bits a value (ivf_sq8, ivf_sq4) or product-quantiser codes
     (ivf_pq). pq: every product-quantiser code is compared (8 bits a part); pq_fast_scan: the same with 4 bits a part,
-    several times faster on a CPU. hnsw: a graph over whole vectors."""
+    several times faster on a CPU. ivf_pq_fast_scan: codes of 4 bits a part, of the nearest lists only: the fastest on a
+    CPU, and small. hnsw: a graph over whole vectors."""
 
     storage: Storage = "f16"
     """Number format of the vectors in `matrix.npy`, and of whole vectors inside ivf_flat and hnsw."""
 
     nlist: int | Auto = "auto"
     """Lists of the ivf kinds; auto: four times the square root of the number of passages, with 39 passages a list at
-    least."""
+    least, of ivf_pq_fast_scan 256."""
 
     nprobe: int | Auto = "auto"
-    """Lists that are searched for one question; auto: as many as `recall_target` needs."""
+    """Lists that are searched for one question; auto: as many as `recall_target` needs, in ivf_pq_fast_scan more for
+    one question than for another."""
 
     code_size: int | Auto = "auto"
     """Bytes of a product-quantiser code; auto: a quarter of the vector's size in values, or the next smaller number

@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from ralm.index import fast_scan_lists
 from ralm.index.config import Kind
 from ralm.index.matrix import to_float32
 from ralm.index.recall import matrix_products
 
 SAMPLE_ROWS = 16384
 """Rows on which the error is measured: its mean is then known to about 0.2 %."""
-_DECODED: frozenset[Kind] = frozenset({"pq", "ivf_pq", "pq_fast_scan"})
+_DECODED: frozenset[Kind] = frozenset({"pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan"})
 """Kinds whose codes come from a trained codebook; the others have trained centroids, and at most a range of values."""
 
 
@@ -50,7 +51,9 @@ def measure_fit(index: Any, kind: Kind, matrix_ND: np.ndarray) -> dict[str, floa
     sample_ND = _sample(matrix_ND)
     with matrix_products():
         if kind in _DECODED:
-            made_ND = index.sa_decode(index.sa_encode(sample_ND))
+            # faiss 1.15 ends the process when it decodes a packed index that was read from a file
+            coder = fast_scan_lists.unpack(index, with_codes=False) if kind == fast_scan_lists.KIND else index
+            made_ND = coder.sa_decode(coder.sa_encode(sample_ND))
         else:
             _, list_N1 = index.quantizer.search(sample_ND, 1)
             made_ND = index.quantizer.reconstruct_batch(list_N1[:, 0])

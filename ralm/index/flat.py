@@ -3,7 +3,7 @@
 A block product finds candidates, more than asked for; their scores are then computed each on its own, so that a passage
 has the same score whatever stands beside it: in any block, on any device, on any number of processes. Rounding of the
 block products cannot lose a passage: where the margin is not wide enough to rule that out, the question is searched
-again.
+again. Here is the way of a GPU; that of a CPU is in `ralm/index/scan.py`.
 
 Shapes: B questions, N passages searched, K passages found per question, C candidates, D embedding size.
 """
@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralm.device import free_bytes
+from ralm.device import free_bytes, has_fast_bf16
 from ralm.index.matrix import BLOCK_ROWS, check_search, rescore, to_float32
 from ralm.index.products import as_tensor, best_of, half_products, half_questions, half_rounding, inner_products
+from ralm.index.scan import CpuScan
 
 RESIDENT_BYTES = 2 << 30
-"""Up to this size the matrix is held as fp32 in main memory; a larger one is converted block by block."""
+"""A matrix that has up to this size as fp32 is held in main memory, as bf16 on a CPU with units for it, else as fp32; a
+larger one is converted block by block."""
 GPU_SHARE = 0.6
 """Part of a GPU's free memory that the matrix may take, in its stored format; a larger one is copied block by block."""
 MARGIN = 32
@@ -39,7 +41,7 @@ VALUES_AT_ONCE = 2**25
 
 
 def is_resident(matrix_ND: np.ndarray) -> bool:
-    """True where the whole matrix is held as fp32 in main memory."""
+    """True where the whole matrix is held in main memory."""
     return matrix_ND.size * 4 <= RESIDENT_BYTES
 
 
@@ -57,6 +59,11 @@ class FlatSearcher:
         self._id_N = np.arange(len(matrix_ND)) if id_N is None else id_N
         self._longest: dict[int, float] = {}
         self._held_ND: Tensor | None = None
+        self._scan: CpuScan | None = None
+        if isinstance(matrix_ND, np.ndarray) and device.type == "cpu":
+            dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+            self._scan = CpuScan(matrix_ND, self._id_N, dtype=dtype, is_held=is_resident(matrix_ND))
+            return
         if isinstance(matrix_ND, Tensor):
             self._held_ND, self._matrix_ND = matrix_ND, np.empty((0, matrix_ND.shape[1]), np.float32)
         else:
@@ -86,12 +93,14 @@ class FlatSearcher:
             [[1, 2]]
         """
         check_search(question_BD, k, *self._shape)
+        if self._scan is not None:
+            return self._scan.search(np.ascontiguousarray(question_BD, np.float32), k)
         if len(question_BD) > QUESTIONS_AT_ONCE:
             starts = range(0, len(question_BD), QUESTIONS_AT_ONCE)
             parts = [self.search(question_BD[start : start + QUESTIONS_AT_ONCE], k) for start in starts]
             return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
         question_BD = np.ascontiguousarray(question_BD, np.float32)
-        near_BC, row_BC = self._scan(question_BD, min(k + MARGIN, self._shape[0]))
+        near_BC, row_BC = self._candidates(question_BD, min(k + MARGIN, self._shape[0]))
         score_BK, row_BK = self._best(self._score(question_BD, row_BC), row_BC, k)
         if row_BC.shape[1] < self._shape[0]:
             # What was not kept has at most the last candidate's score, up to the rounding of both.
@@ -101,7 +110,7 @@ class FlatSearcher:
                 score_BK[number], row_BK[number] = self._search_one(question_BD[number], k, lowest)
         return score_BK, row_BK
 
-    def _scan(self, question_BD: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, question_BD: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The `size` best rows by block products, best first."""
         question = torch.from_numpy(question_BD).to(self._device)
         divisor_B1 = torch.ones((len(question), 1), device=self._device)

@@ -9,18 +9,23 @@ of a list.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
+from ralm.index import fast_scan_lists
 from ralm.index.approximate import read_faiss
+from ralm.index.clustering import Lists
 from ralm.index.config import Kind
 from ralm.index.matrix import BLOCK_ROWS, to_float32
 from ralm.index.recall import matrix_products
 
-UPDATABLE: frozenset[Kind] = frozenset({"ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan"})
+UPDATABLE: frozenset[Kind] = frozenset(
+    {"ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan"}
+)
 """Kinds whose codes can be taken over. A flat index is its matrix, and the edges of a graph (hnsw) go everywhere."""
 
 
@@ -88,20 +93,36 @@ def update_faiss(
         ArtifactError: faiss cannot read the earlier index, or it holds something else than M vectors of size D.
     """
     old = read_faiss(path, len(new_row_M), matrix_ND.shape[1])
+    added_rows = np.flatnonzero(old_row_N < 0)
+    if kind == fast_scan_lists.KIND:
+        plain, empty = fast_scan_lists.unpack(old), fast_scan_lists.unpack(old, with_codes=False)
+        lists = Lists(fast_scan_lists.centroids(old))
+
+        def encode(vector_ND: np.ndarray, row_N: np.ndarray) -> None:
+            fast_scan_lists.add_vectors(empty, vector_ND, row_N, lists)
+
+        return old, fast_scan_lists.pack(_update_lists(plain, empty, added_rows, new_row_M, matrix_ND, encode))
     if kind.startswith("ivf"):
-        empty = read_faiss(path, len(new_row_M), matrix_ND.shape[1])
-        return old, _update_lists(old, empty, np.flatnonzero(old_row_N < 0), new_row_M, matrix_ND)
+        index = read_faiss(path, len(new_row_M), matrix_ND.shape[1])
+        return old, _update_lists(old, index, added_rows, new_row_M, matrix_ND, index.add_with_ids)
     return old, _update_codes(old, kind, old_row_N, matrix_ND)
 
 
-def _update_lists(old: Any, index: Any, added_rows: np.ndarray, new_row_M: np.ndarray, matrix_ND: np.ndarray) -> Any:
-    """Fill `index` with the added vectors, then merge each list with what is kept of the earlier one, by row."""
+def _update_lists(
+    old: Any,
+    index: Any,
+    added_rows: np.ndarray,
+    new_row_M: np.ndarray,
+    matrix_ND: np.ndarray,
+    add: Callable[[np.ndarray, np.ndarray], None],
+) -> Any:
+    """Fill `index` with the added vectors by `add`, then merge each list with what is kept of the other, by row."""
     added: Any = faiss.ArrayInvertedLists(index.nlist, index.code_size)
     _replace_lists(index, added, 0)
     for start in range(0, len(added_rows), BLOCK_ROWS):
         row = added_rows[start : start + BLOCK_ROWS]
         with matrix_products():
-            index.add_with_ids(to_float32(matrix_ND[row]), row)
+            add(to_float32(matrix_ND[row]), row)
     merged: Any = faiss.ArrayInvertedLists(index.nlist, index.code_size)
     for number in range(index.nlist):
         old_row_L, old_code_LC = _list(old.invlists, number)

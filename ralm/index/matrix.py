@@ -2,7 +2,7 @@
 
 numpy has no bf16: such a matrix holds the upper 16 bits of each fp32 value as uint16, and is widened when read.
 
-Shapes: B questions, N passages, D values in a vector.
+Shapes: B questions, C candidates of a question, P pairs of question and row, N passages, D values in a vector.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ralm.errors import ArtifactError, ConfigError
 from ralm.index.config import Storage
@@ -20,6 +21,8 @@ from ralm.index.products import as_tensor, inner_products
 MATRIX = "matrix.npy"
 BLOCK_ROWS = 65536
 """Rows that are converted at a time."""
+PAIRS_AT_ONCE = 512
+"""Pairs of question and row that are scored at a time: their values stay in the cache."""
 NUMPY_DTYPES: dict[Storage, str] = {"f16": "<f2", "f32": "<f4", "bf16": "<u2"}
 
 
@@ -102,18 +105,101 @@ def to_storage(vector_ND: np.ndarray, storage: Storage) -> np.ndarray:
 def rescore(question_BD: np.ndarray, row_BC: np.ndarray, matrix_ND: np.ndarray) -> np.ndarray:
     """Inner products of candidates, summed in fp64 and given in fp32; -inf for row -1.
 
-    One question at a time, so that memory is that of its candidates; the same vector always gets the same score.
+    The same vector always gets the same score.
 
     Example:
         >>> rescore(np.array([[1.0, 2.0]], np.float32), np.array([[1, -1]]), np.eye(2, dtype=np.float32)).tolist()
         [[2.0, -inf]]
     """
     score_BC = np.full(row_BC.shape, -np.inf, np.float32)
-    for score_C, row_C, question_D in zip(score_BC, row_BC, np.asarray(question_BD, np.float32), strict=True):
-        found = row_C >= 0
-        stored_CD = as_tensor(matrix_ND[row_C[found]])
-        score_C[found] = inner_products(stored_CD, torch.from_numpy(question_D)).numpy()
+    found_BC = row_BC >= 0
+    score_BC[found_BC] = score_pairs(question_BD, np.nonzero(found_BC)[0], row_BC[found_BC], matrix_ND)
     return score_BC
+
+
+def score_pairs(
+    question_BD: np.ndarray, question_P: np.ndarray, row_P: np.ndarray, matrix_ND: np.ndarray
+) -> np.ndarray:
+    """Inner products of pairs of a question and a row, as `rescore`; memory is bounded.
+
+    Args:
+        question_BD: float32.
+        question_P: which question, int64.
+        row_P: which row, int64.
+        matrix_ND: vectors as `matrix.npy` holds them.
+
+    Returns:
+        float32 [P].
+    """
+    stored_ND, score_P = np.asarray(matrix_ND), np.empty(len(row_P), np.float32)
+    for start in range(0, len(row_P), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        score_P[part] = _scores(as_tensor(stored_ND[row_P[part]]), question_BD[question_P[part]].astype(np.float64))
+    return score_P
+
+
+def _scores(stored_PD: Tensor, asked_PD: np.ndarray) -> np.ndarray:
+    """Scores of stored vectors, each with a question of its own (float64): [P].
+
+    A sum in fp64 in any order rounds to the same fp32 as that of `inner_products`, unless it lies so near to the middle
+    between two fp32 numbers that the rounding of the sum matters; only such pairs are added up in its order.
+    """
+    single_PD = stored_PD.float()
+    sum_P = np.einsum("pd,pd->p", single_PD.double().numpy(), asked_PD)
+    length_P = torch.linalg.vector_norm(single_PD, dim=1).numpy() + 1e-17  # squares below fp32 count as 0
+    slack_P = 4 * np.finfo(np.float64).eps * asked_PD.shape[1] * length_P
+    slack_P = slack_P * np.sqrt(np.einsum("pd,pd->p", asked_PD, asked_PD))
+    with np.errstate(over="ignore", invalid="ignore"):
+        low_P, high_P = (sum_P - slack_P).astype(np.float32), (sum_P + slack_P).astype(np.float32)
+    is_clear_P = (low_P == high_P) & (low_P != 0)  # 0 has two signs
+    if not is_clear_P.all():
+        unclear = np.flatnonzero(~is_clear_P)
+        low_P[unclear] = inner_products(stored_PD[unclear], torch.from_numpy(asked_PD[unclear])).numpy()
+    return low_P
+
+
+def best_candidates(
+    question_BD: np.ndarray, row_BC: np.ndarray, matrix_ND: np.ndarray, k: int, id_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k candidates of each question with the best scores, as sorting what `rescore` gives would find them.
+
+    Products in fp32 say which can be among them; only those are scored exactly.
+
+    Args:
+        question_BD: float32.
+        row_BC: candidates, row -1 for none; k of them at least.
+        matrix_ND: vectors as `matrix.npy` holds them.
+        k: how many.
+        id_N: ids of the rows; among equal scores the lower one comes first.
+
+    Returns:
+        (score_BK float32, row_BK int64), best first.
+    """
+    question = torch.from_numpy(np.ascontiguousarray(question_BD, np.float32))
+    exact_BD, stored_ND = question.double().numpy(), np.asarray(matrix_ND)
+    (size, count), dimension = row_BC.shape, question.shape[1]
+    score_BK, row_BK = np.empty((size, k), np.float32), np.empty((size, k), np.int64)
+    unit = 2 * np.finfo(np.float32).eps * (dimension + 4)  # twice the usual bound: of this score and of the k-th best
+    at_once = max(1, 2 * PAIRS_AT_ONCE // max(1, count))
+    for start in range(0, size, at_once):
+        part = slice(start, start + at_once)
+        row_bC = row_BC[part]
+        stored_PD = as_tensor(stored_ND[np.maximum(row_bC, 0).ravel()])
+        single_bCD = stored_PD.float().view(*row_bC.shape, dimension)
+        near_bC = torch.bmm(question[part].unsqueeze(1), single_bCD.transpose(1, 2)).squeeze(1).numpy()
+        longest_b = torch.linalg.vector_norm(single_bCD, dim=2).amax(dim=1).numpy()
+        near_bC[row_bC < 0] = -np.inf
+        error_b = unit * (longest_b + 1e-17) * np.linalg.norm(exact_BD[part], axis=1)
+        kth_b = np.partition(near_bC, count - k, axis=1)[:, count - k]
+        with np.errstate(invalid="ignore"):
+            question_P, place_P = np.nonzero(~(near_bC < (kth_b - 2 * error_b)[:, None]) & (row_bC >= 0))
+        row_P = row_bC[question_P, place_P]
+        score_P = _scores(stored_PD[question_P * count + place_P], exact_BD[start + question_P])
+        order_P = np.lexsort((id_N[row_P], -score_P, question_P))
+        count_b = np.bincount(question_P, minlength=len(row_bC))
+        place_bK = (np.cumsum(count_b) - count_b)[:, None] + np.arange(k)
+        score_BK[part], row_BK[part] = score_P[order_P[place_bK]], row_P[order_P[place_bK]]
+    return score_BK, row_BK
 
 
 def check_search(question_BD: np.ndarray, k: int, num_passages: int, dimension: int) -> None:

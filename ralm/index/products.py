@@ -30,13 +30,13 @@ def inner_products(stored_CD: Tensor, question_D: Tensor) -> Tensor:
 
     Args:
         stored_CD: stored vectors; dimensions before C are those of further questions.
-        question_D: float32; of shape `[..., 1, D]` where there are several.
+        question_D: fp32 values; of shape `[..., 1, D]` where there are several, or one for each stored vector.
 
     Example:
         >>> inner_products(torch.eye(3), torch.tensor([1.0, 2.0, 4.0])).tolist()
         [1.0, 2.0, 4.0]
     """
-    sum_CD = stored_CD.double().mul_(question_D)
+    sum_CD = stored_CD.double().mul_(question_D.double())
     while (size := sum_CD.shape[-1]) > 1:
         half = (size + 1) // 2
         sum_CD[..., : size - half] += sum_CD[..., half:]

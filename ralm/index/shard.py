@@ -15,12 +15,13 @@ import torch
 
 from ralm.distributed import World
 from ralm.errors import ConfigError
+from ralm.index import fast_scan_lists
 from ralm.index.config import Kind
 
 CODES_IN_A_BLOCK = 32
 """A fast-scan index packs so many codes into a block."""
 SPLIT_KINDS: frozenset[Kind] = frozenset(
-    {"flat", "ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan"},
+    {"flat", "ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan"},
 )
 """Kinds that can be split by rows. A graph (hnsw) cannot: its edges go everywhere."""
 _BY_ID_RANGE = 0  # faiss' InvertedLists::SUBSET_TYPE_ID_RANGE
@@ -68,6 +69,8 @@ def part_of_faiss(index: Any, rows: slice, path: Path, kind: Kind) -> tuple[Any,
     Returns:
         The part, and what is to be taken off its row numbers to count from the first of these rows.
     """
+    if kind == fast_scan_lists.KIND:
+        return fast_scan_lists.part_of_lists(index, rows), rows.start
     if kind.startswith("ivf"):
         part: Any = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
         lists: Any = faiss.ArrayInvertedLists(part.nlist, part.code_size)

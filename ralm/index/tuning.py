@@ -5,20 +5,24 @@ Shapes: B probes, C candidates of a probe, N passages, D embedding size.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
 import numpy as np
 
-from ralm.index.approximate import ApproximateSearcher, Effort, Layout, rescore
+from ralm.index import fast_scan_lists
+from ralm.index.approximate import ApproximateSearcher, Effort, Layout
 from ralm.index.config import USED_BY, IndexSettings
-from ralm.index.matrix import to_float32
+from ralm.index.matrix import rescore, to_float32
 from ralm.index.recall import recall_at_k, reference_rows
 
 logger = logging.getLogger(__name__)
 TUNED_CUT = 10
 PROBE_WEIGHT, MIXED = 0.4, 32
 RERANKS = (16, 32, 64, 128, 256, 512, 1024)
+REACHES = (2.0, 3.0, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0, 10.0, 0.0)
+"""How far below the nearest list others are searched (kind ivf_pq_fast_scan); at last all lists."""
 
 
 def make_probes(matrix_ND: np.ndarray, count: int, *, seed: int) -> np.ndarray:
@@ -55,7 +59,7 @@ def _unit(vector_BD: np.ndarray) -> np.ndarray:
 
 
 def tune(index: Any, matrix_ND: np.ndarray, layout: Layout, settings: IndexSettings) -> tuple[Effort, float]:
-    """The least breadth, and for it the least re-ranking, with which recall@10 reaches the target.
+    """The fewest lists, and for them the least re-ranking, with which recall@10 reaches the target.
 
     Where none does, it is the best that was tried.
 
@@ -67,8 +71,8 @@ def tune(index: Any, matrix_ND: np.ndarray, layout: Layout, settings: IndexSetti
     exact_score_BK, _ = reference_rows(probe_BD, matrix_ND, cut)
     best, best_recall = Effort(breadth=1, rerank=0), -1.0
     reranks = _reranks(settings, len(matrix_ND))
-    for breadth in _breadths(settings, layout):
-        widest = ApproximateSearcher(index, matrix_ND, layout, Effort(breadth=breadth, rerank=reranks[-1]))
+    for effort in _efforts(settings, layout):
+        widest = ApproximateSearcher(index, matrix_ND, layout, dataclasses.replace(effort, rerank=reranks[-1]))
         score_BC, row_BC = widest.candidates(probe_BD, cut)
         true_score_BC = rescore(probe_BD, row_BC, matrix_ND)
         for rerank in reranks:
@@ -76,10 +80,17 @@ def tune(index: Any, matrix_ND: np.ndarray, layout: Layout, settings: IndexSetti
             order = np.argsort(-order_score_BC, axis=1, kind="stable")[:, :cut]
             recall = recall_at_k(np.take_along_axis(true_score_BC, order, 1), exact_score_BK)
             if recall > best_recall:
-                best, best_recall = Effort(breadth=breadth, rerank=rerank), recall
+                best, best_recall = dataclasses.replace(effort, rerank=rerank), recall
             if recall >= settings.recall_target:
-                return Effort(breadth=breadth, rerank=rerank), recall
+                return dataclasses.replace(effort, rerank=rerank), recall
     return best, best_recall
+
+
+def _efforts(settings: IndexSettings, layout: Layout) -> list[Effort]:
+    """What is tried, the least first."""
+    if layout.kind == fast_scan_lists.KIND and settings.nprobe == "auto":
+        return [Effort(breadth=layout.nlist, rerank=0, reach=reach) for reach in REACHES]
+    return [Effort(breadth=breadth, rerank=0) for breadth in _breadths(settings, layout)]
 
 
 def _breadths(settings: IndexSettings, layout: Layout) -> list[int]:

@@ -1,8 +1,8 @@
-"""T5's layers in fewer and larger kernels on a GPU; names of weights and formulas are those of `transformers`.
+"""T5's layers in fewer and larger kernels; names of weights and formulas are those of `transformers`.
 
-On a CPU they compute as before: there the kernels are not what takes the time.
+On a CPU norms do so only in training; without gradients they compute as before.
 
-Shapes: `B` inputs, `H` heads, `L` tokens of an input.
+Shapes: `B` inputs, `H` heads, `L` tokens of an input, `D` model size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense, T5LayerNorm
 
@@ -42,7 +43,13 @@ class BeforeProducts(T5LayerNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The norm of states `[..., D]`."""
         if not _is_on_gpu(hidden_states):
-            return super().forward(hidden_states)
+            is_learning = (
+                torch.is_grad_enabled() and hidden_states.requires_grad and hidden_states.dtype == torch.float32
+            )
+            if not is_learning or self.weight.dtype != torch.float32:
+                return super().forward(hidden_states)
+            found: Tensor = _Norm.apply(hidden_states, self.weight, self.variance_epsilon, _product_dtype(self.weight))
+            return found
         normed = functional.rms_norm(
             hidden_states.float(), self.weight.shape, self.weight.float(), self.variance_epsilon
         )
@@ -94,5 +101,29 @@ def _is_on_gpu(states: Tensor) -> bool:
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
-    """Number format in which a GPU computes products with a weight here."""
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype
+    """Number format in which products with a weight are computed here."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+class _Norm(torch.autograd.Function):
+    """T5's norm for a CPU in training, which keeps the states and one number for each of them."""
+
+    @staticmethod
+    def forward(context: Any, state: Tensor, weight_D: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        """The norm in another number format."""
+        inverse = (torch.linalg.vector_norm(state, dim=-1, keepdim=True).square() / state.shape[-1] + epsilon).rsqrt()
+        context.save_for_backward(state, weight_D, inverse)
+        return (state * inverse).mul_(weight_D).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """With n the states divided by their length, w the weight: dn = w do, and dx = (dn - n mean(n dn)) / length."""
+        state, weight_D, inverse = context.saved_tensors
+        gradient, normed = gradients[0].float(), state * inverse
+        product = gradient * normed
+        weight_gradient = product.flatten(0, -2).sum(dim=0)
+        mean = (product @ weight_D).unsqueeze(-1) / state.shape[-1]
+        state_gradient = (gradient * weight_D).addcmul_(normed, mean, value=-1).mul_(inverse)
+        return state_gradient, weight_gradient, None, None

@@ -1,7 +1,7 @@
 """What the reader makes of a question and its passages: answers, logits of given options, the loss of a given target.
 
-The passages are encoded once for all three. Generation keeps keys and values: those of the passages are computed once,
-those of the answer token by token.
+The passages are encoded once for all three. Greedy answers are written by `greedy.py`, a search with beams is that of
+transformers.
 
 Shapes: `B` questions, `N` candidates of all questions, `T` target tokens, `V` vocabulary.
 """
@@ -19,8 +19,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from ralm.errors import ConfigError
 from ralm.objectives.distillation import target_log_likelihood
 from ralm.reader.config import GenerationConfig
-from ralm.reader.encoded import EncodedPassages
+from ralm.reader.encoded import EncodedPassages, FusedPassages
 from ralm.reader.fusion import FusionReader
+from ralm.reader.greedy import write_greedily
 from ralm.reader.options import option_logits
 from ralm.reader.prompts import PassageText
 
@@ -105,22 +106,46 @@ def _read_batch(
     targets: Sequence[str | None],
 ) -> list[Reading]:
     encoded = reader.encode(reader.tokenize_inputs(questions, passages))
-    found = _generate(reader, encoded, reader.tokenize_prompts(questions), generation)
+    found = generate_candidates(reader, encoded, reader.tokenize_prompts(questions), generation)
     logits = option_logits(reader, encoded, questions, options)
     losses = _target_losses(reader, encoded, questions, targets)
     rows = zip(found, logits, losses, strict=True)
     return [Reading(candidates, of_options, *loss) for candidates, of_options, loss in rows]
 
 
-def _generate(
+@torch.inference_mode()
+def generate_candidates(
     reader: FusionReader, encoded: EncodedPassages, prompts: list[list[int]], generation: GenerationConfig
 ) -> list[list[Candidate]]:
+    """Answers to each question, the best first, from the states of its passages and the tokens of its decoder prompt.
+
+    Raises:
+        ConfigError: a shortest answer longer than the longest one.
+    """
     fused = encoded.fuse()
     max_tokens = reader.config.max_target_tokens if generation.max_tokens == "auto" else generation.max_tokens
     if max_tokens <= generation.min_tokens:
         raise ConfigError(
             f"generation.min_tokens: expected less than max_tokens ({max_tokens}), found {generation.min_tokens}"
         )
+    if generation.num_beams == 1:
+        found = write_greedily(reader.model, fused, prompts, min_tokens=generation.min_tokens, max_tokens=max_tokens)
+        texts = reader.tokenizer.batch_decode([written.tokens for written in found], skip_special_tokens=True)
+        return [
+            [Candidate(text=text.strip(), log_probability=written.log_probability)]
+            for text, written in zip(texts, found, strict=True)
+        ]
+    return _search(reader, fused, prompts, generation, max_tokens)
+
+
+def _search(
+    reader: FusionReader,
+    fused: FusedPassages,
+    prompts: list[list[int]],
+    generation: GenerationConfig,
+    max_tokens: int,
+) -> list[list[Candidate]]:
+    """Search with beams."""
     forced = _forced(reader, prompts)
     output = reader.model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=fused.state),
@@ -131,7 +156,7 @@ def _generate(
         do_sample=False,
         num_beams=generation.num_beams,
         num_return_sequences=generation.num_candidates,
-        length_penalty=generation.length_penalty if generation.num_beams > 1 else None,
+        length_penalty=generation.length_penalty,
         min_new_tokens=generation.min_tokens or None,
         max_new_tokens=max_tokens,
         return_dict_in_generate=True,
@@ -142,7 +167,7 @@ def _generate(
     written_NT = output.sequences[:, num_forced:]
     texts = [text.strip() for text in reader.tokenizer.batch_decode(written_NT, skip_special_tokens=True)]
     score_NT = reader.model.compute_transition_scores(
-        output.sequences, output.logits, output.get("beam_indices"), normalize_logits=True
+        output.sequences, output.logits, output.beam_indices, normalize_logits=True
     )
     is_end_NT = torch.eq(written_NT, reader.model.config.eos_token_id)
     is_behind_end_NT = (is_end_NT.cumsum(dim=1) - is_end_NT.long()) > 0

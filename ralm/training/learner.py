@@ -33,6 +33,7 @@ from ralm.retriever.embed import embed_texts, length_batches
 from ralm.retriever.encoder import Encoder
 from ralm.training.batch import Batch, Tokens, passage_texts, question_tokens
 from ralm.training.config import TrainingConfig
+from ralm.training.cpu_layers import make_dense, speed_up
 from ralm.training.parallel import Parallel, SplitWeights, WholeWeights, whole
 from ralm.training.precision import LossScale
 from ralm.training.schedule import learning_rate_factor
@@ -91,6 +92,9 @@ class Learner:
         self._reader_models = [] if config.freeze_reader else [reader.model]
         for module in (reader.model, *encoders.values()):
             set_dropout(module, config.dropout)
+        if reader.device.type == "cpu":
+            for model in (reader.model, *self._encoder_models):
+                speed_up(model, sparse=config.sharding == "none")
         if config.gradient_checkpointing:
             for model in (reader.model, *self._encoder_models):
                 keep_few_states(model)
@@ -209,6 +213,7 @@ class Learner:
         self._set_training(True)
         with self.parallel.together():
             losses = self.world.sum(self._accumulate(batch, teaches=teaches))
+            make_dense(self.weights.values())
             learning = [*self._reader_models, *(self._encoder_models if teaches else [])]
             with self.timer.part("exchange"):
                 self.parallel.add_up(learning)

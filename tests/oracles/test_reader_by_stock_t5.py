@@ -181,13 +181,13 @@ def test_loss_and_options_behind_a_decoder_prompt(pair: Any) -> None:
         assert found[question].option_logits == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_keys_and_values_of_passages_are_computed_once_for_an_answer(pair: Any, num_beams: int) -> None:
+def test_keys_and_values_of_passages_are_computed_once_for_an_answer(pair: Any) -> None:
+    """By a search with beams; greedy answers are written without any (`tests/ralm/reader/test_greedy.py`)."""
     calls: list[str] = []
     for name, module in pair.reader.model.decoder.named_modules():
         if name.endswith(("EncDecAttention.k", "EncDecAttention.v", "EncDecAttention.q")):
             module.register_forward_hook(lambda module, inputs, output, name=name: calls.append(name))
-    generation = GenerationConfig(num_beams=num_beams, min_tokens=4, max_tokens=6)
+    generation = GenerationConfig(num_beams=3, min_tokens=4, max_tokens=6)
     list(generate_answers(pair.reader, QUESTIONS, PASSAGES, generation=generation))
     for module in pair.reader.model.decoder.modules():
         module._forward_hooks.clear()

@@ -12,6 +12,7 @@ from ralm.capacity.activations import Kernels, encoder_activations, largest_grou
 from ralm.capacity.architecture import ReaderShape
 from ralm.reader import fusion
 from ralm.reader.fusion import FusionReader
+from ralm.training.cpu_layers import speed_up
 from ralm.training.learner import keep_few_states, set_dropout
 from tests.ralm.capacity.toy import ENCODER, READER, VOCABULARY, kept_bytes, make_bert, make_t5
 
@@ -21,15 +22,17 @@ WAYS = list(itertools.product((False, True), (0.0, 0.1)))
 
 
 def measure_reader(
-    shape: ReaderShape, *, is_low: bool, dropout: float, checkpoints: bool = False, learns_bias: bool = True
+    shape: ReaderShape, *, is_low: bool, dropout: float, checkpoints: bool = False, is_fused: bool = False
 ) -> int:
     """Bytes that a T5 keeps from inputs of which one is padded to the states before its logits."""
     model = make_t5(shape).train()
     set_dropout(model, dropout)
+    if not is_fused:
+        speed_up(model, sparse=False)
     if checkpoints:
         keep_few_states(model)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(learns_bias or "relative_attention" not in name)
+        weight.requires_grad_(not is_fused or "relative_attention" not in name)
     id_NL = torch.randint(1, VOCABULARY, (QUESTIONS * PASSAGES, TOKENS))
     mask_NL = torch.ones_like(id_NL)
     mask_NL[0, -5:] = 0
@@ -75,8 +78,8 @@ def test_a_reader_keeps_what_the_formula_says(is_gated: bool, is_low: bool, drop
 
 @pytest.mark.parametrize("is_low", [False, True])
 def test_fused_attention_of_a_gpu_keeps_what_that_of_the_cpu_keeps(is_low: bool) -> None:
-    """A CPU takes the fused kernel where neither dropout nor a learning bias forbids it, and it keeps the same."""
-    real = measure_reader(READER, is_low=is_low, dropout=0.0, learns_bias=False)
+    """PyTorch takes the fused kernel where neither dropout nor a learning bias forbids it, and it keeps the same."""
+    real = measure_reader(READER, is_low=is_low, dropout=0.0, is_fused=True)
     estimate = estimate_reader(READER, kernels(is_low=is_low, dropout=0.0, is_gpu=True))
     assert estimate == pytest.approx(real, rel=0.08)
 
@@ -93,6 +96,7 @@ def test_with_checkpoints_a_reader_keeps_the_inputs_of_its_layers(is_low: bool, 
 def test_an_encoder_keeps_what_the_formula_says(is_low: bool, dropout: float, checkpoints: bool) -> None:
     model = make_bert(ENCODER).train()
     set_dropout(model, dropout)
+    speed_up(model, sparse=False)
     if checkpoints:
         keep_few_states(model)
     id_BL = torch.randint(1, VOCABULARY, (6, TOKENS))

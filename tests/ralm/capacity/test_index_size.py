@@ -40,7 +40,8 @@ def test_size_of_a_built_index(kind: Kind, vectors: np.ndarray, tmp_path: Path) 
     index = build_faiss(vectors, resolve_layout(settings, PASSAGES, DIMENSION))
     faiss.write_index(index, str(tmp_path / "index.faiss"))
     real = (tmp_path / "index.faiss").stat().st_size
-    assert file_bytes(sizes(settings)[kind], passages=PASSAGES) == pytest.approx(real, rel=0.05)
+    tolerance = 0.1 if kind == "ivf_pq_fast_scan" else 0.05  # so short lists end with emptier blocks
+    assert file_bytes(sizes(settings)[kind], passages=PASSAGES) == pytest.approx(real, rel=tolerance)
 
 
 @pytest.mark.parametrize("storage", get_args(Storage))

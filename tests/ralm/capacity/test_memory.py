@@ -101,7 +101,7 @@ def test_an_update_takes_what_the_plan_says(
 ) -> None:
     config = dataclasses.replace(CONFIG, gradient_checkpointing=checkpoints, **changes)
     measured, planned = measure_and_plan(config, tmp_path, is_low=is_low)
-    assert -0.1 < planned / measured - 1 < 0.25
+    assert -0.1 < planned / measured - 1 < 0.3
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])
@@ -128,7 +128,7 @@ def test_an_update_with_split_weights_takes_what_the_plan_says(is_low: bool, tmp
     rows = plan(config, is_low=is_low)
     unseen = ("weights", "optimiser state", "weights as computed with")
     planned = sum(rows.values()) - sum(rows[name] for name in unseen) - rows["gradients"] // 2
-    assert -0.1 < planned / measured.peak - 1 < 0.25
+    assert -0.1 < planned / measured.peak - 1 < 0.3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -200,7 +200,7 @@ def test_limits_are_those_of_the_code_that_computes() -> None:
     assert memory.QUESTIONS_AT_ONCE == flat.QUESTIONS_AT_ONCE
     assert memory.SCORE_VALUES == scores.MAX_VALUES
     packed = embed.PACKED_TOKEN_BUDGET
-    assert memory.TOKEN_BUDGET == {True: packed["cuda"], False: packed["cpu"]}
+    assert {True: packed["cuda"], False: packed["cpu"]} == memory.TOKEN_BUDGET
     assert memory.TOKEN_BUDGET[True] >= embed.GPU_TOKEN_BUDGET
     assert memory.TOKEN_BUDGET[False] >= embed.CPU_TOKEN_BUDGET
     assert torch.float32.itemsize == activations.FP32

@@ -17,8 +17,8 @@ from ralm.index.config import IndexSettings
 from ralm.index.flat import FlatSearcher
 from ralm.index.matrix import create_matrix, to_float32, to_storage
 
-APPROXIMATE = ("ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "hnsw")
-RERANKED = ("ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan")
+APPROXIMATE = ("ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan", "hnsw")
+RERANKED = ("ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan")
 CPU = torch.device("cpu")
 
 
@@ -62,7 +62,7 @@ def test_reaches_the_recall_target_on_questions_it_was_not_tuned_on(kind: str, s
     if kind in RERANKED:
         assert details["options"]["rerank"] >= 16
         assert details["recall_without_rerank"]["recall_at_10"] <= details["recall"]["recall_at_10"]
-    if kind in ("pq", "ivf_pq", "pq_fast_scan"):
+    if kind in ("pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan"):
         assert details["recall_without_rerank"]["recall_at_10"] < 0.9, "codes this small must lose something"
 
 
@@ -77,6 +77,19 @@ def test_lists_are_probed_as_far_as_the_recall_target_needs_and_no_further(tmp_p
     assert needed[0.6] < needed[0.99] < 100
     details, _ = build(tmp_path, vector_ND, IndexSettings(kind="ivf_flat", nlist=100, nprobe=3))
     assert details["options"] == {"nlist": 100, "nprobe": 3}
+
+
+def test_how_near_a_list_has_to_be_is_tuned_and_kept(tmp_path: Path) -> None:
+    vector_ND, kind = clustered(6000), "ivf_pq_fast_scan"
+    reaches = []
+    for target in (0.5, 0.99):
+        (folder := tmp_path / str(target)).mkdir()
+        searcher, _ = opened(folder, vector_ND, IndexSettings(kind=kind, nlist=100, recall_target=target))
+        assert (searcher._effort.breadth, searcher._effort.rerank > 0) == (100, True)
+        reaches.append(searcher._effort.reach)
+    assert 0 < reaches[0] < reaches[1]
+    details, _ = build(tmp_path, vector_ND, IndexSettings(kind=kind, nlist=100, nprobe=3))
+    assert (details["options"]["nprobe"], details["options"]["list_reach"]) == (3, 0.0)
 
 
 def test_a_filled_index_is_written_and_the_vectors_are_not_loaded(tmp_path: Path) -> None:
@@ -128,7 +141,7 @@ def test_reranked_scores_are_exact_and_ties_go_to_the_lower_row(kind: str, tmp_p
     assert (row_BK[:, :-1] < row_BK[:, 1:])[is_tie].all()
 
 
-@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan"])
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_sq8", "ivf_sq4", "pq", "ivf_pq", "pq_fast_scan", "ivf_pq_fast_scan"])
 def test_searching_everything_and_scoring_it_again_is_the_flat_result(kind: str, tmp_path: Path) -> None:
     vector_ND = clustered(400, 16)
     widest: dict = {"rerank": 400} if kind in RERANKED else {}
@@ -154,7 +167,9 @@ def test_equal_bytes_with_any_number_of_threads(kind: str, restored_threads: Non
     assert images[0] == images[1] == images[2]
 
 
-@pytest.mark.parametrize(("kind", "fewest"), [("pq", 256), ("ivf_pq", 256), ("pq_fast_scan", 16)])
+@pytest.mark.parametrize(
+    ("kind", "fewest"), [("pq", 256), ("ivf_pq", 256), ("pq_fast_scan", 16), ("ivf_pq_fast_scan", 16)]
+)
 def test_too_few_passages_for_a_quantiser(kind: str, fewest: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"kind: {kind} needs at least {fewest} passages, found {fewest - 1}; use"):
         build(tmp_path, clustered(fewest - 1, 8), IndexSettings(kind=kind))

@@ -107,6 +107,7 @@ def ids() -> np.ndarray:
         IndexSettings(kind="ivf_pq", nlist=16, code_size=16),
         IndexSettings(kind="pq", code_size=16),
         IndexSettings(kind="pq_fast_scan", code_size=8),
+        IndexSettings(kind="ivf_pq_fast_scan", nlist=16, code_size=16),
     ],
     ids=lambda settings: f"{settings.kind}-{settings.storage}",
 )

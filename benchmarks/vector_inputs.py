@@ -1,0 +1,101 @@
+"""Vectors to search: real ones of sentences, and more that are made of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.inputs import passages, quickstart_model
+from benchmarks.suite import Bench
+from ralm.artifacts.manifest import open_artifact
+from ralm.artifacts.tables import read_table
+from ralm.device import resolve_dtype
+from ralm.model import Model
+from ralm.retriever.embed import embed_texts
+from ralm.retriever.encoder import Encoder
+
+SENTENCE_PARTS, PART_SENTENCES = 7, 15_000
+MEGABYTES = 40
+"""Of the dump, whose sentences they are."""
+HELD_OUT = 2048
+"""Sentences that are asked; the articles they come from are not among the vectors."""
+
+
+def real_vectors(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
+    """Sentences of Wikipedia as MiniLM sees them (float16), and sentences of other articles to ask for them (float32).
+
+    Different sentences of 6 to 60 words: up to 105,000 as vectors, 2,048 as questions. Made ones in a small run.
+    """
+    if bench.small:
+        made_ND = made_vectors(4000 + 64, 32)
+        return made_ND[:4000].astype(np.float16), made_ND[4000:]
+    folder = bench.work / "sentence-vectors"
+    names = [*(f"part-{part}" for part in range(SENTENCE_PARTS)), "questions"]
+    for part, name in enumerate(names):
+        if not (folder / f"{name}.npy").is_file():
+            folder.mkdir(exist_ok=True)
+            asked, kept = _sentences(bench)
+            texts = kept[part * PART_SENTENCES :][:PART_SENTENCES] if name != "questions" else asked
+            _save(folder / f"{name}.npy", _embed(quickstart_model(bench), texts))
+    *parts, question_BD = (np.load(folder / f"{name}.npy") for name in names)
+    return np.concatenate(parts), question_BD.astype(np.float32)
+
+
+def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
+    """Vectors made of real ones (float16): `0.8 x + 0.6 z`, x a real vector and z noise that is spread as the corpus.
+
+    Scaled to length 1. z is normal with the covariance of the real vectors and of length 1, so that noise points where
+    other vectors are and the made ones lie in the clusters of the real ones.
+    """
+    count = 8000 if bench.small else count
+    path = bench.work / f"spread-vectors-{count}.npy"
+    if not path.is_file():
+        real_ND = real_vectors(bench)[0].astype(np.float32)
+        scale_DD = np.linalg.cholesky(np.cov(real_ND.T) + 1e-6 * np.eye(real_ND.shape[1])).astype(np.float32)
+        generator, made_ND = np.random.default_rng(6), np.empty((count, real_ND.shape[1]), np.float16)
+        for start in range(0, count, 50_000):
+            size = min(50_000, count - start)
+            noise_ND = generator.standard_normal((size, real_ND.shape[1]), np.float32) @ scale_DD.T
+            noise_ND /= np.linalg.norm(noise_ND, axis=1, keepdims=True)
+            vector_ND = 0.8 * real_ND[generator.integers(len(real_ND), size=size)] + 0.6 * noise_ND
+            made_ND[start : start + size] = vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True)
+        _save(path, made_ND)
+    made: np.ndarray = np.load(path, mmap_mode="r")
+    return made
+
+
+def made_vectors(count: int, size: int) -> np.ndarray:
+    """Vectors of length 1 in 60 clusters (float32)."""
+    generator = np.random.default_rng(7)
+    vector_ND = generator.normal(size=(60, size))[generator.integers(60, size=count)]
+    vector_ND = vector_ND + 0.7 * generator.normal(size=(count, size))
+    return (vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _sentences(bench: Bench) -> tuple[list[str], list[str]]:
+    """Those that are asked, of every 20th article, and those of the others."""
+    places = [place for place, _ in open_artifact(passages(bench, MEGABYTES), "passages").tables()]
+    table = read_table(places, "passages/1", ["page_id", "text"])
+    asked: dict[str, None] = {}
+    kept: dict[str, None] = {}
+    for page, text in zip(table["page_id"].to_pylist(), table["text"].to_pylist(), strict=True):
+        for sentence in re.split(r"(?<=[.!?]) +(?=[A-Z])", text):
+            if 6 <= len(sentence.split()) <= 60:
+                (asked if page % 20 == 0 else kept)[sentence] = None
+    return [sentence for sentence in asked if sentence not in kept][:HELD_OUT], list(kept)
+
+
+def _embed(model: Model, texts: list[str]) -> np.ndarray:
+    device = torch.device("cpu")
+    dtype = resolve_dtype("auto", device)
+    encoder = Encoder.load(model.passage_encoder_folder, model.retriever, device=device, dtype=dtype)
+    return embed_texts(encoder, texts, max_tokens=128).astype(np.float16)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    part = path.with_suffix(".part.npy")
+    np.save(part, array)
+    part.rename(path)
