@@ -83,6 +83,7 @@ GOALS = (
     _most("J1", "loss_difference", "mean difference of the loss curves over the noise between seeds", 1),
     _most("J2", "waiting_share", "share of waiting for passages and data in an update", 0.05, 0.02),
     _least("G1", "x_generate", "answers from 20 passages: times transformers' generate", 3, 5),
+    _least("G1", "same_answers", "its answers are those of generate", 1),
     _most("I1", "encoded_share", "re-index with 1 % changed passages: share of passages encoded", 0.0105),
     _most("I1", "time_share", "share of a full rebuild's time", 0.10, 0.05),
     _least("I1", "is_equal", "its result is that of a rebuild", 1),
