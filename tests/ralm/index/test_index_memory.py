@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from ralm.device import has_fast_bf16
 from ralm.index.build import finish_index
 from ralm.index.config import IndexSettings
 from ralm.index.matrix import create_matrix, to_storage
@@ -95,8 +97,9 @@ def test_a_product_quantiser_takes_an_eighth_of_flat_fp32(tmp_path: Path) -> Non
             found["pq without rerank"] = measure(folder, plain, tmp_path / "questions.npy")
     codes = (tmp_path / "pq" / "index.faiss").stat().st_size
     print(json.dumps({**found, "index.faiss": codes}))
-    flat = found["flat"]["opened"]
-    assert flat >= NUM_VECTORS * DIMENSION * 4
+    in_fp32 = NUM_VECTORS * DIMENSION * 4
+    held = in_fp32 // 2 if has_fast_bf16(torch.device("cpu")) else in_fp32  # what is scanned is held as bf16
+    assert held * 0.98 <= found["flat"]["opened"] <= held * 1.2
     for name in ("pq", "pq without rerank"):
-        assert 8 * (found[name]["opened"] + codes) <= flat, found
-        assert 8 * (found[name]["searched"] + codes) <= flat, found
+        assert 8 * (found[name]["opened"] + codes) <= in_fp32, found
+        assert 8 * (found[name]["searched"] + codes) <= in_fp32, found

@@ -12,10 +12,12 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from ralm.artifacts.schemas import PASSAGE_IDS as PASSAGE_IDS_SCHEMA
 from ralm.artifacts.store import Contents, build_artifact, plain_config
 from ralm.artifacts.tables import write_table
+from ralm.device import has_fast_bf16
 from ralm.index.build import finish_index
 from ralm.index.config import IndexSettings
 from ralm.index.matrix import create_matrix, to_storage
@@ -184,7 +186,9 @@ def test_a_million_vectors_over_two_processes(tmp_path: Path) -> None:
     assert same == [100] * 64
     np.testing.assert_array_equal(together["passage_ids"], together["rows"] * 7 + 1)
     whole = int(single["opened_bytes"])
-    assert whole > count * dimension * 4
+    value_bytes = 2 if has_fast_bf16(torch.device("cpu")) else 4  # what is scanned is held as bf16 or fp32
+    assert whole > count * dimension * value_bytes
     print([int(each["opened_bytes"]) / whole for each in written])
     assert all(int(each["num_rows"]) == count // 2 for each in written)
-    assert all(int(each["opened_bytes"]) == pytest.approx(whole / 2, rel=0.05) for each in written)
+    # blocks that are converted on the way are as large in each process
+    assert all(int(each["opened_bytes"]) == pytest.approx(whole / 2, rel=0.1) for each in written)
