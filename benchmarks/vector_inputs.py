@@ -20,6 +20,7 @@ from ralm.retriever.encoder import Encoder
 SENTENCE_PARTS, PART_SENTENCES = 7, 15_000
 MEGABYTES = 40
 """Of the dump, whose sentences they are."""
+REAL_WEIGHT = 0.9
 HELD_OUT = 2048
 """Sentences that are asked; the articles they come from are not among the vectors."""
 
@@ -45,13 +46,15 @@ def real_vectors(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
-    """Vectors made of real ones (float16): `0.8 x + 0.6 z`, x a real vector and z noise that is spread as the corpus.
+    """Vectors made of real ones (float16): `0.9 x + 0.44 z`, x a real vector and z noise that is spread as the corpus.
 
     Scaled to length 1. z is normal with the covariance of the real vectors and of length 1, so that noise points where
-    other vectors are and the made ones lie in the clusters of the real ones.
+    other vectors are and the made ones lie in the clusters of the real ones. With the weight 0.9 they are as hard to
+    find as real ones: of 50,000 in 195 lists, 99 % of the true ten for 1,024 questions are in 64 lists a question, of
+    as many real ones in 63 (with 0.8 in 77, with 0.95 in 65).
     """
     count = 8000 if bench.small else count
-    path = bench.work / f"spread-vectors-{count}.npy"
+    path = bench.work / f"spread-vectors-{count}-{REAL_WEIGHT}.npy"
     if not path.is_file():
         real_ND = real_vectors(bench)[0].astype(np.float32)
         scale_DD = np.linalg.cholesky(np.cov(real_ND.T) + 1e-6 * np.eye(real_ND.shape[1])).astype(np.float32)
@@ -60,7 +63,8 @@ def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
             size = min(50_000, count - start)
             noise_ND = generator.standard_normal((size, real_ND.shape[1]), np.float32) @ scale_DD.T
             noise_ND /= np.linalg.norm(noise_ND, axis=1, keepdims=True)
-            vector_ND = 0.8 * real_ND[generator.integers(len(real_ND), size=size)] + 0.6 * noise_ND
+            vector_ND = REAL_WEIGHT * real_ND[generator.integers(len(real_ND), size=size)]
+            vector_ND += (1 - REAL_WEIGHT**2) ** 0.5 * noise_ND
             made_ND[start : start + size] = vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True)
         _save(path, made_ND)
     made: np.ndarray = np.load(path, mmap_mode="r")

@@ -41,6 +41,16 @@ Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """Questions, and the scores of what the exact index finds for them, best first."""
+
+    questions: np.ndarray
+    """float32 [B, D]."""
+    scores: np.ndarray
+    """float32 [B, K]."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Built:
     """Our index of some vectors, and what it took."""
 
@@ -64,13 +74,12 @@ def measure(bench: Bench) -> Measured:
 
 def measure_million(bench: Bench, vector_ND: np.ndarray, question_BD: np.ndarray) -> tuple[dict[str, float], list[str]]:
     """Against tuned exact faiss."""
-    index = exact_faiss(vector_ND)
-    tuning_BD, asked_BD = halves(question_BD)
-    exact: Search = functools.partial(search_tuned, index)
-    built = build(bench, vector_ND, tuning_BD, exact)
+    exact: Search = functools.partial(search_tuned, exact_faiss(vector_ND))
+    tuning, asked = halves(question_BD, exact, vector_ND)
+    built = build(bench, vector_ND, tuning)
     ways: dict[str, Search] = {"ralm ivf_pq_fast_scan": built.searcher.search, "faiss exact, tuned": exact}
-    sizes = {"ralm ivf_pq_fast_scan": len(asked_BD), "faiss exact, tuned": min(BATCH, len(asked_BD))}
-    rates, recalls, rows = compare(bench, ways, sizes, asked_BD, exact, vector_ND)
+    sizes = {"ralm ivf_pq_fast_scan": len(asked.questions), "faiss exact, tuned": min(BATCH, len(asked.questions))}
+    rates, recalls, rows = compare(bench, ways, sizes, asked, vector_ND)
     ours, theirs = ways
     figures = {
         "x_tuned_exact": rates[ours] / rates[theirs],
@@ -86,17 +95,16 @@ def measure_million(bench: Bench, vector_ND: np.ndarray, question_BD: np.ndarray
 
 def measure_real(bench: Bench, vector_ND: np.ndarray, question_BD: np.ndarray) -> tuple[dict[str, float], list[str]]:
     """Against HNSW32."""
-    index = exact_faiss(vector_ND)
-    tuning_BD, asked_BD = halves(question_BD)
-    exact: Search = functools.partial(search_tuned, index)
-    built = build(bench, vector_ND, tuning_BD, exact)
-    graph, effort = tuned_graph(bench, vector_ND, tuning_BD, exact)
+    exact: Search = functools.partial(search_tuned, exact_faiss(vector_ND))
+    tuning, asked = halves(question_BD, exact, vector_ND)
+    built = build(bench, vector_ND, tuning)
+    graph, effort = tuned_graph(bench, vector_ND, tuning)
     ways: dict[str, Search] = {
         "ralm ivf_pq_fast_scan": built.searcher.search,
         f"faiss HNSW{NEIGHBOURS}, ef {effort}": graph,
         "faiss exact, tuned": exact,
     }
-    rates, recalls, rows = compare(bench, ways, dict.fromkeys(ways, len(asked_BD)), asked_BD, exact, vector_ND)
+    rates, recalls, rows = compare(bench, ways, dict.fromkeys(ways, len(asked.questions)), asked, vector_ND)
     ours, hnsw, brute = ways
     figures = {
         "x_hnsw": rates[ours] / rates[hnsw],
@@ -113,13 +121,12 @@ def compare(
     bench: Bench,
     ways: dict[str, Search],
     sizes: dict[str, int],
-    asked_BD: np.ndarray,
-    exact: Search,
+    asked: Asked,
     vector_ND: np.ndarray,
 ) -> tuple[dict[str, float], dict[str, float], list[str]]:
     """Questions per second and recall of each way, and a table."""
-    calls = {name: functools.partial(ask, search, asked_BD[: sizes[name]], K) for name, search in ways.items()}
-    recalls = {name: recall(search, asked_BD, exact, vector_ND) for name, search in ways.items()}
+    calls = {name: functools.partial(ask, search, asked.questions[: sizes[name]], K) for name, search in ways.items()}
+    recalls = {name: recall(search, asked, vector_ND) for name, search in ways.items()}
     times = interleaved(calls, CPU, bench.repeats)
     rates = {name: sizes[name] / median(spent) for name, spent in times.items()}
     rows = ["| way | questions/s | ms for 256, least to most | recall@10 |", "|---|---|---|---|"]
@@ -129,9 +136,9 @@ def compare(
     return rates, recalls, rows
 
 
-def build(bench: Bench, vector_ND: np.ndarray, tuning_BD: np.ndarray, exact: Search) -> Built:
+def build(bench: Bench, vector_ND: np.ndarray, tuning: Asked) -> Built:
     """Build our index, open it from its file, and choose how hard it looks."""
-    layout = resolve_layout(IndexSettings(kind="ivf_pq_fast_scan"), *vector_ND.shape)
+    tuning_BD, layout = tuning.questions, resolve_layout(IndexSettings(kind="ivf_pq_fast_scan"), *vector_ND.shape)
     path = bench.work / f"fast-lists-{len(vector_ND)}.faiss"
     started_at = time.perf_counter()
     index, cpu_s = cpu_seconds(lambda: build_faiss(vector_ND, layout))
@@ -143,7 +150,6 @@ def build(bench: Bench, vector_ND: np.ndarray, tuning_BD: np.ndarray, exact: Sea
     searcher = ApproximateSearcher(opened, vector_ND, layout, Effort(breadth=1, rerank=0))
     searcher.search(tuning_BD[:1], K)
     held = max(anonymous_bytes() - before - ID_BYTES * len(vector_ND), path.stat().st_size)
-    reference_BK = rescore(tuning_BD, ask(exact, tuning_BD, K)[1], vector_ND)
     best, best_s, tuned = searcher, float("inf"), "nothing reaches the recall"
     for reach in REACHES:
         effort = Effort(breadth=layout.nlist, rerank=max(RERANKS), reach=reach)
@@ -152,7 +158,7 @@ def build(bench: Bench, vector_ND: np.ndarray, tuning_BD: np.ndarray, exact: Sea
         score_BC = rescore(tuning_BD, row_BC, vector_ND)
         for rerank in RERANKS:
             found_BK = -np.sort(-score_BC[:, : K + rerank], axis=1)[:, :K]
-            if recall_at_k(found_BK, reference_BK) >= TARGET + SLACK:
+            if recall_at_k(found_BK, tuning.scores) >= TARGET + SLACK:
                 effort = dataclasses.replace(effort, rerank=rerank)
                 tried = ApproximateSearcher(opened, vector_ND, layout, effort)
                 spent = median(interleaved({"": functools.partial(ask, tried.search, tuning_BD, K)}, CPU, 3)[""])
@@ -164,7 +170,7 @@ def build(bench: Bench, vector_ND: np.ndarray, tuning_BD: np.ndarray, exact: Sea
     return Built(best, tuned, cpu_s, wall_s, held / len(vector_ND) + ID_BYTES)
 
 
-def tuned_graph(bench: Bench, vector_ND: np.ndarray, tuning_BD: np.ndarray, exact: Search) -> tuple[Search, int]:
+def tuned_graph(bench: Bench, vector_ND: np.ndarray, tuning: Asked) -> tuple[Search, int]:
     """An HNSW32 index of whole fp32 vectors, kept in the work folder, and its least ef with the recall."""
     path = bench.work / f"hnsw{NEIGHBOURS}-{len(vector_ND)}.faiss"
     if not path.is_file():
@@ -174,15 +180,14 @@ def tuned_graph(bench: Bench, vector_ND: np.ndarray, tuning_BD: np.ndarray, exac
     graph: Any = faiss.read_index(str(path))
     for effort in GRAPH_EFFORTS:
         graph.hnsw.efSearch = effort
-        if recall(graph.search, tuning_BD, exact, vector_ND) >= TARGET + SLACK:
+        if recall(graph.search, tuning, vector_ND) >= TARGET + SLACK:
             break
     return graph.search, effort
 
 
-def recall(search: Search, question_BD: np.ndarray, exact: Search, vector_ND: np.ndarray) -> float:
+def recall(search: Search, asked: Asked, vector_ND: np.ndarray) -> float:
     """recall@10 against the exact index, by exact scores of what both found."""
-    found, wanted = (rescore(question_BD, ask(each, question_BD, K)[1], vector_ND) for each in (search, exact))
-    return recall_at_k(found, -np.sort(-wanted, axis=1))
+    return recall_at_k(rescore(asked.questions, ask(search, asked.questions, K)[1], vector_ND), asked.scores)
 
 
 def ask(search: Search, question_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -196,9 +201,14 @@ def batches(question_BD: np.ndarray) -> list[np.ndarray]:
     return [question_BD[start : start + BATCH] for start in range(0, len(question_BD), BATCH)]
 
 
-def halves(question_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def halves(question_BD: np.ndarray, exact: Search, vector_ND: np.ndarray) -> tuple[Asked, Asked]:
     """Questions to tune with, and to measure with."""
-    return np.ascontiguousarray(question_BD[::2]), np.ascontiguousarray(question_BD[1::2])
+    parts = [np.ascontiguousarray(question_BD[start::2]) for start in (0, 1)]
+    scores = [rescore(part_BD, ask(exact, part_BD, K)[1], vector_ND) for part_BD in parts]
+    tuning, asked = (
+        Asked(part_BD, -np.sort(-exact_BK, axis=1)) for part_BD, exact_BK in zip(parts, scores, strict=True)
+    )
+    return tuning, asked
 
 
 def anonymous_bytes() -> int:
