@@ -61,12 +61,13 @@ class ContainerChild:
             yield rest.decode(errors="replace")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """Exit code, negative for a signal; None if it has not ended in time."""
+        """Exit code, negative for a signal; None if it has not ended in time, or nobody knows."""
+        from docker.errors import NotFound
         from requests.exceptions import ConnectionError, ReadTimeout
 
         try:
             code = int(self.container.wait(timeout=timeout_s or 10**9)["StatusCode"])
-        except (ReadTimeout, ConnectionError):
+        except (NotFound, ReadTimeout, ConnectionError):
             return None
         return SIGNAL_EXIT - code if code > SIGNAL_EXIT else code
 

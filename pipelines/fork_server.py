@@ -54,14 +54,14 @@ class ForkedTask:
             raise EOFError("the fork server has ended")
         self.pid = int(news.recv())
 
-    def join(self, timeout_s: float | None = None) -> None:
-        """Wait for its end; afterwards `exitcode` is its exit code, negative for a signal."""
-        if self.exitcode is None and wait([self._news, self._server], timeout_s):
-            try:
-                self.exitcode = int(self._news.recv()) if self._news.poll() else -signal.SIGKILL
-            except EOFError:
-                self.exitcode = -signal.SIGKILL  # with the server, which was killed
-            self._news.close()
+    def join(self) -> None:
+        """Wait for its end, once; afterwards `exitcode` is its exit code, negative for a signal."""
+        wait([self._news, self._server])
+        try:
+            self.exitcode = int(self._news.recv()) if self._news.poll() else -signal.SIGKILL
+        except EOFError:
+            self.exitcode = -signal.SIGKILL  # with the server, which was killed
+        self._news.close()
 
 
 class ForkServer:

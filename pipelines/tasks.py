@@ -24,6 +24,8 @@ from ralm.log import PROGRESS_MARK
 logger = logging.getLogger(__name__)
 GRACE_S = 10.0
 EXIT_INTERRUPTED = 130
+LOST: Final = 1
+NOT_TOLD: Final = "nothing tells how it ended: the container engine is gone, or somebody has removed the container"
 _EXECUTOR_NOISE: Final = re.compile(
     r"^\[KFP Executor | Wrote executor output file to |^ModuleNotFoundError\(\"No module named 'faiss\.swig"
 )
@@ -38,7 +40,7 @@ class Child(Protocol):
         """What it prints, line by line, errors included; ends with the task."""
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """Exit code, negative for a signal; None if it has not ended in time."""
+        """Exit code, negative for a signal; None if it has not ended in time, or nobody knows."""
 
     def explain(self, code: int) -> str:
         """How it ended, where the runner knows better than the exit code; else empty."""
@@ -103,8 +105,9 @@ class Tasks:
         logger.info("task %s: started", name)
         try:
             reason = self._stream(child, name)
-            code = child.wait() or 0
-            reason = child.explain(code) or reason
+            ended = child.wait()
+            code = LOST if ended is None else ended
+            reason = NOT_TOLD if ended is None else child.explain(code) or reason
         finally:
             self.children.remove(child)
             child.close()

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -54,19 +55,19 @@ _torch_server: ForkServer | None = None
 class Child:
     """A running task."""
 
-    process: Any
+    pid: int
+    """Its process id, also the id of its process group."""
     stdout: IO[str]
     """What it prints, errors included."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id, also the id of its process group."""
-        return int(self.process.pid)
+    ended: Future[int]
+    """Its exit code. Of the objects for a process only one thread may wait; for this, a signal handler too."""
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Exit code, negative for a signal; None if it has not ended in time."""
-        self.process.join(timeout_s)
-        return None if self.process.exitcode is None else int(self.process.exitcode)
+        try:
+            return self.ended.result(timeout_s)
+        except TimeoutError:
+            return None
 
     def explain(self, code: int) -> str:
         """Nothing that its exit code does not tell."""
@@ -123,7 +124,14 @@ def start_task(full_command: list[str], environment: Mapping[str, str], *, with_
     writer.close()
     stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
     reader.close()
-    return Child(process, stdout)
+    ended: Future[int] = Future()
+    threading.Thread(target=_wait_for, args=(process, ended), daemon=True).start()
+    return Child(int(process.pid), stdout, ended)
+
+
+def _wait_for(process: Any, ended: Future[int]) -> None:
+    process.join()
+    ended.set_result(int(process.exitcode))
 
 
 def _fork(arguments: tuple[Any, ...], output: Connection, *, with_torch: bool) -> Any:

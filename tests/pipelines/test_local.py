@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from unittest import mock
 
 import pytest
 
@@ -46,3 +47,13 @@ def test_stopping_waits_for_the_start_in_another_thread() -> None:
     order.append("stopped")
     thread.join()
     assert order == ["started", "stopped"]
+
+
+def test_a_task_whose_end_nobody_knows_has_failed() -> None:
+    """Such as a container whose engine is gone."""
+    child = mock.Mock(stdout=["line\n"], **{"wait.return_value": None})
+    tasks = Tasks(environment={})
+    tasks.name("comp-embed-op")
+    assert tasks.follow(lambda: child) == 1
+    assert (tasks.failed, tasks.exit_code, child.close.call_count) == ("embed", 1, 1)
+    assert "nothing tells how it ended" in tasks.reason

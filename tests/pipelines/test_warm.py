@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -114,6 +115,16 @@ def test_tasks_with_torch_run_side_by_side(tmp_path: Path) -> None:
     assert long.wait(20) == -signal.SIGTERM
     assert long.wait(20) == -signal.SIGTERM
     long.signal(signal.SIGTERM)  # does nothing
+
+
+@pytest.mark.parametrize("with_torch", [False, True])
+def test_many_may_wait_for_a_task(tmp_path: Path, with_torch: bool) -> None:
+    """The thread that follows it and the one that gets a signal do."""
+    for number in range(5):
+        child = start_task(words("time.sleep(0.2)", str(tmp_path / f"{number}.json")), {}, with_torch=with_torch)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(child.wait, [20] * 8)) == [0] * 8
+        child.close()
 
 
 def test_a_task_that_leaves_a_child_behind_has_ended_all_the_same(tmp_path: Path) -> None:
