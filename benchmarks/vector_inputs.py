@@ -22,27 +22,41 @@ MEGABYTES = 40
 """Of the dump, whose sentences they are."""
 REAL_WEIGHT = 0.9
 HELD_OUT = 2048
-"""Sentences that are asked; the articles they come from are not among the vectors."""
+"""Sentences that are asked."""
 
 
 def real_vectors(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences of Wikipedia as MiniLM sees them (float16), and sentences of other articles to ask for them (float32).
+    """Sentences of Wikipedia as MiniLM sees them (float16), and others of the same articles to ask for them (float32).
 
-    Different sentences of 6 to 60 words: up to 105,000 as vectors, 2,048 as questions. Made ones in a small run.
+    105,000 different sentences of 6 to 60 words; every 51st is a question and not among the vectors. Made ones in a
+    small run.
     """
     if bench.small:
         made_ND = made_vectors(4000 + 64, 32)
         return made_ND[:4000].astype(np.float16), made_ND[4000:]
-    folder = bench.work / "sentence-vectors"
-    names = [*(f"part-{part}" for part in range(SENTENCE_PARTS)), "questions"]
-    for part, name in enumerate(names):
-        if not (folder / f"{name}.npy").is_file():
-            folder.mkdir(exist_ok=True)
-            asked, kept = _sentences(bench)
-            texts = kept[part * PART_SENTENCES :][:PART_SENTENCES] if name != "questions" else asked
-            _save(folder / f"{name}.npy", _embed(quickstart_model(bench), texts))
-    *parts, question_BD = (np.load(folder / f"{name}.npy") for name in names)
-    return np.concatenate(parts), question_BD.astype(np.float32)
+    parts = [_embedded(bench, f"part-{part}") for part in range(SENTENCE_PARTS)]
+    all_ND = np.concatenate(parts)
+    is_asked_N = np.arange(len(all_ND)) % 51 == 25
+    return all_ND[~is_asked_N], all_ND[is_asked_N][:HELD_OUT].astype(np.float32)
+
+
+def foreign_questions(bench: Bench) -> np.ndarray:
+    """2,048 sentences of other articles, whose subjects are not among the vectors (float32)."""
+    return made_vectors(64, 32, seed=9) if bench.small else _embedded(bench, "questions").astype(np.float32)
+
+
+def _embedded(bench: Bench, name: str) -> np.ndarray:
+    """A part of the sentences, embedded once."""
+    path = bench.work / "sentence-vectors" / f"{name}.npy"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        asked, kept = _sentences(bench)
+        texts = asked
+        if name != "questions":
+            texts = kept[int(name.removeprefix("part-")) * PART_SENTENCES :][:PART_SENTENCES]
+        _save(path, _embed(quickstart_model(bench), texts))
+    found: np.ndarray = np.load(path)
+    return found
 
 
 def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
@@ -50,8 +64,8 @@ def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
 
     Scaled to length 1. z is normal with the covariance of the real vectors and of length 1, so that noise points where
     other vectors are and the made ones lie in the clusters of the real ones. With the weight 0.9 they are as hard to
-    find as real ones: of 50,000 in 195 lists, 99 % of the true ten for 1,024 questions are in 64 lists a question, of
-    as many real ones in 63 (with 0.8 in 77, with 0.95 in 65).
+    find as real ones: of 50,000 in 195 lists, 99 % of the true ten of 1,024 foreign questions are in 64 lists a
+    question, of as many real ones in 63 (with 0.8 in 77, with 0.95 in 65).
     """
     count = 8000 if bench.small else count
     path = bench.work / f"spread-vectors-{count}-{REAL_WEIGHT}.npy"
@@ -71,16 +85,16 @@ def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
     return made
 
 
-def made_vectors(count: int, size: int) -> np.ndarray:
+def made_vectors(count: int, size: int, *, seed: int = 7) -> np.ndarray:
     """Vectors of length 1 in 60 clusters (float32)."""
-    generator = np.random.default_rng(7)
+    generator = np.random.default_rng(seed)
     vector_ND = generator.normal(size=(60, size))[generator.integers(60, size=count)]
     vector_ND = vector_ND + 0.7 * generator.normal(size=(count, size))
     return (vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _sentences(bench: Bench) -> tuple[list[str], list[str]]:
-    """Those that are asked, of every 20th article, and those of the others."""
+    """Those of every 20th article, which are only asked, and those of the others."""
     places = [place for place, _ in open_artifact(passages(bench, MEGABYTES), "passages").tables()]
     table = read_table(places, "passages/1", ["page_id", "text"])
     asked: dict[str, None] = {}

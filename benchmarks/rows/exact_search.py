@@ -13,13 +13,13 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
-import faiss
 import numpy as np
 import torch
 
 from benchmarks.machine import interleaved, median, spread
 from benchmarks.suite import Bench, Measured
 from benchmarks.vector_inputs import real_vectors, spread_vectors
+from ralm.index.faiss_import import faiss
 from ralm.index.flat import FlatSearcher
 
 CPU = torch.device("cpu")

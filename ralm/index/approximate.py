@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 
@@ -21,6 +20,7 @@ from ralm.errors import ArtifactError, ConfigError
 from ralm.index import fast_scan_lists
 from ralm.index.config import IndexSettings, Kind, Storage
 from ralm.index.faiss_gpu import to_device, to_memory
+from ralm.index.faiss_import import faiss
 from ralm.index.matrix import BLOCK_ROWS, best_candidates, check_search, to_float32
 from ralm.index.recall import matrix_products, reference_rows
 from ralm.index.rows_on_demand import RowsOnDemand, with_rows

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import faiss
 import numpy as np
 import torch
 
@@ -26,6 +25,7 @@ from ralm.index.approximate import (
 )
 from ralm.index.config import USED_BY, IndexSettings, Kind
 from ralm.index.faiss_gpu import to_device
+from ralm.index.faiss_import import faiss
 from ralm.index.flat import FlatSearcher, is_resident
 from ralm.index.rows_on_demand import RowsOnDemand, part_of
 from ralm.index.shard import part_of_faiss

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import faiss
 import torch
 
 from ralm.index.config import Kind
+from ralm.index.faiss_import import faiss
 
 GPU_KINDS: frozenset[Kind] = frozenset({"ivf_flat", "ivf_sq8", "ivf_sq4", "ivf_pq"})
 """Kinds that faiss has for GPUs."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 
 from ralm.device import has_fast_bf16
 from ralm.index.clustering import Lists, train_centroids
+from ralm.index.faiss_import import faiss
 from ralm.index.matrix import BLOCK_ROWS, to_float32
 from ralm.index.recall import matrix_products
 
@@ -165,19 +165,24 @@ def nearest_lists(near_BL: np.ndarray, breadth: int, reach: float, step_B: np.nd
         step_B: spread of the products.
 
     Returns:
-        (list_BP, near_BP): lists and their products; -1 where a question has fewer lists.
+        (list_BP, near_BP): lists (int64) and their products (float32); list -1 where a question has fewer.
     """
     breadth = min(breadth, near_BL.shape[1])
-    lowest_B1 = np.full((len(near_BL), 1), -np.inf, np.float32)
     if reach:
         breadth = max(1, min(breadth, max(LEAST_MOST, near_BL.shape[1] // 4), int(np.exp(min(reach, 50.0)))))
-        below_BP = np.sort(np.partition(-near_BL, breadth - 1, axis=1)[:, :breadth], axis=1)
+    below_BP = np.partition(-near_BL, breadth - 1, axis=1)[:, :breadth]
+    lowest_B = -below_BP[:, -1]
+    if reach:
+        below_BP = np.sort(below_BP, axis=1)
         allowed_P = (reach - np.log(np.arange(1, breadth + 1))).astype(np.float32)
         is_near_BP = below_BP - below_BP[:, :1] <= np.multiply.outer(step_B.astype(np.float32), allowed_P)
         count_B = np.maximum(1, np.count_nonzero(is_near_BP, axis=1))
-        lowest_B1, breadth = -np.take_along_axis(below_BP, count_B[:, None] - 1, 1), int(count_B.max())
-    list_BP = np.argpartition(-near_BL, breadth - 1, axis=1)[:, :breadth].astype(np.int64)
-    near_BP = np.take_along_axis(near_BL, list_BP, 1)
-    is_far_BP = near_BP < lowest_B1
-    list_BP[is_far_BP] = -1  # faiss passes over these, but rounds by the range of all products
-    return list_BP, np.where(is_far_BP, near_BP.max(axis=1, keepdims=True), near_BP)
+        lowest_B = -below_BP[np.arange(len(below_BP)), count_B - 1]
+    found_P = np.flatnonzero(near_BL >= lowest_B[:, None])  # question by question
+    question_P, number_P = np.divmod(found_P, near_BL.shape[1])
+    count_B = np.bincount(question_P, minlength=len(near_BL))
+    place_P = np.arange(len(found_P)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+    list_BP = np.full((len(near_BL), count_B.max()), -1)  # faiss passes over these, but rounds by the range of all
+    near_BP = np.repeat(near_BL.max(axis=1, keepdims=True), list_BP.shape[1], axis=1)
+    list_BP[question_P, place_P], near_BP[question_P, place_P] = number_P, near_BL.reshape(-1)[found_P]
+    return list_BP, near_BP

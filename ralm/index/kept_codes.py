@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 
 from ralm.index import fast_scan_lists
 from ralm.index.approximate import read_faiss
 from ralm.index.clustering import Lists
 from ralm.index.config import Kind
+from ralm.index.faiss_import import faiss
 from ralm.index.matrix import BLOCK_ROWS, to_float32
 from ralm.index.recall import matrix_products
 

@@ -8,8 +8,6 @@ Shapes: B questions, C candidates of a question, P pairs of question and row, N 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,23 +132,11 @@ def score_pairs(
         float32 [P].
     """
     stored_ND, score_P = np.asarray(matrix_ND), np.empty(len(row_P), np.float32)
-    parts = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(row_P), PAIRS_AT_ONCE)]
-    for part, stored_PD in zip(parts, _ahead(lambda part: stored_ND.take(row_P[part], axis=0), parts), strict=True):
-        score_P[part] = _scores(as_tensor(stored_PD), question_BD[question_P[part]].astype(np.float64))
+    for start in range(0, len(row_P), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        stored_PD = as_tensor(stored_ND.take(row_P[part], axis=0))
+        score_P[part] = _scores(stored_PD, question_BD[question_P[part]].astype(np.float64))
     return score_P
-
-
-def _ahead(read: Callable[[slice], np.ndarray], parts: Sequence[slice]) -> Iterator[np.ndarray]:
-    """What is read for each part; a thread reads the next one meanwhile, since rows from all over wait for memory."""
-    if len(parts) < 2:
-        yield from map(read, parts)
-        return
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read, parts[0])
-        for part in parts[1:]:
-            found, coming = coming.result(), pool.submit(read, part)
-            yield found
-        yield coming.result()
 
 
 def _scores(stored_PD: Tensor, asked_PD: np.ndarray) -> np.ndarray:
@@ -196,10 +182,10 @@ def best_candidates(
     score_BK, row_BK = np.empty((size, k), np.float32), np.empty((size, k), np.int64)
     unit = 2 * np.finfo(np.float32).eps * (dimension + 4)  # twice the usual bound: of this score and of the k-th best
     at_once = max(1, 2 * PAIRS_AT_ONCE // max(1, count))
-    parts = [slice(start, start + at_once) for start in range(0, size, at_once)]
-    reading = _ahead(lambda part: stored_ND.take(np.maximum(row_BC[part], 0).ravel(), axis=0), parts)
-    for part, found_PD in zip(parts, reading, strict=True):
-        row_bC, stored_PD = row_BC[part], as_tensor(found_PD)
+    for start in range(0, size, at_once):
+        part = slice(start, start + at_once)
+        row_bC = row_BC[part]
+        stored_PD = as_tensor(stored_ND.take(np.maximum(row_bC, 0).ravel(), axis=0))
         single_bCD = stored_PD.float().view(*row_bC.shape, dimension)
         near_bC = torch.bmm(question[part].unsqueeze(1), single_bCD.transpose(1, 2)).squeeze(1).numpy()
         longest_b = torch.linalg.vector_norm(single_bCD, dim=2).amax(dim=1).numpy()
@@ -209,7 +195,7 @@ def best_candidates(
         with np.errstate(invalid="ignore"):
             question_P, place_P = np.nonzero(~(near_bC < (kth_b - 2 * error_b)[:, None]) & (row_bC >= 0))
         row_P = row_bC[question_P, place_P]
-        score_P = _scores(stored_PD[question_P * count + place_P], exact_BD[part.start + question_P])
+        score_P = _scores(stored_PD[question_P * count + place_P], exact_BD[start + question_P])
         order_P = np.lexsort((id_N[row_P], -score_P, question_P))
         count_b = np.bincount(question_P, minlength=len(row_bC))
         place_bK = (np.cumsum(count_b) - count_b)[:, None] + np.arange(k)

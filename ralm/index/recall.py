@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import faiss
 import numpy as np
 
+from ralm.index.faiss_import import faiss
 from ralm.index.matrix import BLOCK_ROWS, to_float32
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import torch
 
@@ -17,6 +16,7 @@ from ralm.distributed import World
 from ralm.errors import ConfigError
 from ralm.index import fast_scan_lists
 from ralm.index.config import Kind
+from ralm.index.faiss_import import faiss
 
 CODES_IN_A_BLOCK = 32
 """A fast-scan index packs so many codes into a block."""
