@@ -1,0 +1,89 @@
+"""The suite as a whole: `python -m benchmarks` with tiny rows, its table, files and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks.goals import GOALS, Goal
+from benchmarks.plots import goals_plot
+from benchmarks.suite import ROWS, Bench, check_goals, goal_table, measure_apart
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_small_run_is_shown_and_kept(tmp_path: Path) -> None:
+    results = tmp_path / "results.md"
+    results.write_text("# Results\n\nIntroduction.\n\n## Older\n\nText.\n", encoding="utf-8")
+    words = ["limits", "T1", "--small", "--repeats", "1", "--work", str(tmp_path / "work"), "--append", str(results)]
+    environment = {**os.environ, "RALM_TRACKING": "off", "RALM_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| T1 | share of tokenizing in the CPU time of embedding | ≤ 0.02 (0) |" in done.stdout
+    assert "| limit of the machine |" in done.stdout
+    assert "(tiny sizes: no figures)" in done.stdout
+    (kept,) = (tmp_path / "work" / "runs").glob("*.json")
+    run = json.loads(kept.read_text(encoding="utf-8"))
+    assert list(run["rows"]) == ["limits", "T1"]
+    assert run["goals"][0]["value"] == run["rows"]["T1"]["figures"]["tokenizing_share"]
+    assert kept.with_suffix(".svg").is_file()
+    text = results.read_text(encoding="utf-8")
+    assert text.index("Introduction.") < text.index("benchmark suite") < text.index("## Older\n\nText.")
+
+
+def test_a_row_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "passages-of-64").write_text("in the way")
+    found = measure_apart("E1", Bench(work=tmp_path, small=True, repeats=1))
+    assert found["error"] == "ended with 1"
+    (line, *_) = check_goals({"E1": found})
+    assert (line["value"], line["state"]) == (None, "not measured")
+    run = {**dict.fromkeys(("machine", "load_before", "repeats"), ""), "time": "2026-01-01T00:00:00", "small": False}
+    text = "\n".join(command.describe({**run, "versions": {}, "goals": [line], "rows": {"E1": found}}))
+    assert "E1: ended with 1" in text
+
+
+def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["E9"])
+    assert ended.value.code == 2
+    assert "no row E9; there are limits, E1" in capsys.readouterr().err
+
+
+def test_each_goal_has_a_row() -> None:
+    assert {goal.row for goal in GOALS} == set(ROWS) - {"limits"}
+    assert len({(goal.row, goal.figure) for goal in GOALS}) == len(GOALS)
+
+
+def test_goals_are_met_from_either_side() -> None:
+    least, most = Goal("A", "f", "least", 2.0, 3.0), Goal("A", "f", "most", 2.0, is_limit=True)
+    assert [least.is_met(value) for value in (1.9, 2.0, 2.1)] == [False, True, True]
+    assert [most.is_met(value) for value in (1.9, 2.0, 2.1)] == [True, True, False]
+
+
+def test_the_table_and_the_plot_say_the_same() -> None:
+    rows = {
+        "T1": {"figures": {"tokenizing_share": 0.01}},
+        "J2": {"figures": {"waiting_share": 0.2}},
+        "O1": {"figures": {}},
+    }
+    lines = check_goals(rows)
+    assert [line["state"] for line in lines] == ["met", "missed", "not measured", "not measured"]
+    table = goal_table(lines)
+    assert table[2].endswith("| ≤ 0.02 (0) | 0.01 | met |")
+    assert table[-1].endswith("| - | not measured |")
+    drawn = ElementTree.fromstring(goals_plot(lines))
+    bars = [found.attrib for found in drawn if found.tag.endswith("rect")]
+    goal_x = next(float(found.attrib["x1"]) for found in drawn if found.tag.endswith("line"))
+    ends = [float(bar["x"]) + float(bar["width"]) for bar in bars]
+    assert len(bars) == 2
+    assert ends[0] > goal_x > ends[1]
+    assert bars[0]["fill"] != bars[1]["fill"]
