@@ -33,6 +33,7 @@ ROWS = {
     "I1": "reindex:measure",
     "O1": "overhead:measure",
     "M1": "memory:measure",
+    "growth": "growth:measure",
 }
 """Where each row is measured: a module of `benchmarks.rows` and its function."""
 PEERS = (

@@ -29,12 +29,12 @@ import psutil
 
 from benchmarks.inputs import made_model
 from benchmarks.made_dump import write_made_dump, write_made_questions
+from benchmarks.plots import curves_plot
 from benchmarks.suite import Bench, Measured
 from components.download.config import DownloadConfig
 from components.download.stage import download
 from ralm.artifacts.files import read_json
 from ralm.artifacts.manifest import TIMINGS, read_artifact
-from ralm.evaluation.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Line, line_chart, nice_ticks
 
 TIMES = (1, 4, 16)
 ARTICLES = 1800
@@ -60,10 +60,6 @@ STAGES = {
 }
 """In their order, with the folder that each makes; `again` is the re-index of a dump with 1 % changed articles."""
 SMALL = ("download",)
-STYLE = (
-    "svg{font:11px sans-serif}.line{fill:none;stroke-width:1.5}.grid{stroke:#ddd}.axis{stroke:#888}"
-    ".tick,.label{fill:#444}"
-)
 SEARCHED = {"evaluate": "flat", "train": "flat"}
 """The index that a stage has in memory without making it."""
 
@@ -245,30 +241,4 @@ def write_plots(folder: Path, rows: Mapping[str, Growth]) -> None:
             stage: [(run.passages, run.peak / 1e6 if name == "memory" else run.seconds) for run in row.runs]
             for stage, row in rows.items()
         }
-        (folder / f"{name}.svg").write_text(_plot(lines, label), encoding="utf-8")
-
-
-def _plot(points: Mapping[str, Sequence[tuple[int, float]]], label: str) -> str:
-    """Curves of all stages, each named at its end."""
-    values = {stage: [y for _, y in found] for stage, found in points.items()}
-    passages = max(([x for x, _ in found] for found in points.values()), key=max)
-    ticks = nice_ticks(0.0, max(max(found) for found in values.values()))
-    x_axis = Axis(0.0, 1.45 * passages[-1], [(number, f"{number:,}") for number in passages], "passages")
-    y_axis = Axis(ticks[0], ticks[-1], [(tick, f"{tick:g}") for tick in ticks], label)
-    lines = [
-        Line(stage, f"of-{number}", [x for x, _ in found], [y for _, y in found], has_dots=False)
-        for number, (stage, found) in enumerate(points.items())
-    ]
-    drawing = line_chart(lines, x_axis, y_axis, f"{label} of each stage against the number of passages")
-    names, last_y = [], float("inf")
-    for number, (stage, found) in sorted(enumerate(values.items()), key=lambda item: item[1][1][-1]):
-        last_y = min(last_y - 12, y_axis.place(found[-1], HEIGHT - BOTTOM, TOP) + 4)
-        x = x_axis.place(passages[-1], LEFT, WIDTH - RIGHT) + 6
-        names.append(f'<text class="of-{number}" x="{x:.1f}" y="{last_y:.1f}">{stage}</text>')
-    style = STYLE + "".join(
-        f"path.of-{number}{{stroke:{colour}}}text.of-{number}{{fill:{colour}}}"
-        for number, colour in enumerate(f"hsl({360 * place // len(values)},70%,40%)" for place in range(len(values)))
-    )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-    drawing = drawing.replace("<svg ", head, 1).replace(">", f"><style>{style}</style>", 1)
-    return drawing.replace("</svg>", f"{''.join(names)}</svg>\n")
+        (folder / f"{name}.svg").write_text(curves_plot(lines, "passages", label), encoding="utf-8")

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from benchmarks.goals import goals_of
 from benchmarks.made_dump import write_made_dump
-from benchmarks.rows import memory, overhead, reindex
+from benchmarks.rows import growth, memory, overhead, reindex
 from benchmarks.suite import Bench, Measured
 from ralm.artifacts.tables import read_table
 from ralm.cli import build_parser, normalise_flags
@@ -138,3 +139,19 @@ def test_a_made_dump_is_the_same_again_and_changes_where_it_is_asked_to(tmp_path
     assert texts[0] == texts[1]
     assert {title for title, _ in texts[2] - texts[0]} == {"Town 0", "Town 5"}
     assert json.dumps(sorted(texts[0])).count("Town 3") > 1
+
+
+def test_growth_by_pages_passages_passages_read_and_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RALM_HOME", str(tmp_path / "home"))
+    found = growth.measure(Bench(tmp_path, small=True, repeats=1))
+    assert len(found.table) == 2 + len(growth.GROWS) + 1
+    assert {"K_update_1_s", "K_update_4_s", "workers_exponent", "passages_64_s"} <= found.figures.keys()
+    ElementTree.parse(tmp_path / "growth.svg")
+
+
+def test_the_exponent_is_that_of_the_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pages", "passages", "updates", "answers", "workers"):
+        monkeypatch.setattr(growth, name, lambda bench: {size: lambda: None for size in (1, 2, 4)})
+    monkeypatch.setattr(growth, "interleaved", lambda ways, *_: {name: [float(name) ** 2] for name in ways})
+    figures = growth.measure(Bench(tmp_path)).figures
+    assert figures["pages_MB_of_XML_exponent"] == figures["workers_exponent"] == pytest.approx(2.0)
