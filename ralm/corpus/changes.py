@@ -27,6 +27,8 @@ from ralm.artifacts.schemas import PAGE_CHANGES
 from ralm.artifacts.tables import iterate_rows
 from ralm.corpus.content import ContentRows, hash_keys
 
+BLOCK_ROWS = 1 << 16
+"""Passages that are looked up at a time."""
 PASSAGE_STATES: Final = ("unchanged", "retitled", "moved", "added", "removed")
 PAGE_STATES: Final = ("unchanged", "renamed", "changed", "added", "removed")
 
@@ -50,18 +52,21 @@ class CorpusRows:
 
 def read_corpus(passages: Artifact) -> CorpusRows:
     """Read ids, content keys and pages of a `passages` artifact."""
-    ids, keys, starts, runs = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)], [np.empty(0, np.int64)], []
+    num_rows = sum(rows for _, rows in passages.tables())
+    id_N, key_N2 = np.empty(num_rows, np.int64), np.empty((num_rows, 2), np.uint64)
+    starts, runs = [np.empty(0, np.int64)], []
     columns = ["source_id", "page_id", "revision_id", "title"]
     row = 0
     for table in iterate_rows(passages.tables(), "passages/1", columns=["passage_id", "content_hash", *columns]):
+        part = slice(row, row + table.num_rows)
         source = table.column("source_id").combine_chunks()
-        ids.append(table.column("passage_id").to_numpy())
-        keys.append(hash_keys(table.column("content_hash"), passages.location))
+        id_N[part] = table.column("passage_id").to_numpy()
+        key_N2[part] = hash_keys(table.column("content_hash"), passages.location)
         differs = pc.not_equal(source[1:], source[:-1]).to_numpy(zero_copy_only=False)
         first = np.append([True], differs).nonzero()[0]
         starts.append(first + row)
         runs.append(table.select(columns).take(first))
-        row += table.num_rows
+        row = part.stop
     run_start = np.concatenate(starts)
     table = pa.concat_tables(runs).combine_chunks()
     # A page may come in several stretches, as the texts and infoboxes of Atlas do, or in two row groups.
@@ -69,7 +74,7 @@ def read_corpus(passages: Artifact) -> CorpusRows:
     run_page = codes.indices.to_numpy()
     page_N = np.repeat(run_page, np.diff(run_start, append=row))
     _, first_run = np.unique(run_page, return_index=True)
-    return CorpusRows(np.concatenate(ids), np.concatenate(keys), page_N, table.take(first_run))
+    return CorpusRows(id_N, key_N2, page_N, table.take(first_run))
 
 
 def compare_corpora(before: CorpusRows, after: CorpusRows) -> tuple[pa.Table, dict[str, Any]]:
@@ -120,13 +125,23 @@ def _take(rows: tuple[CorpusRows, pa.Array], name: str) -> pa.ChunkedArray:
 
 def _passage_states(before: CorpusRows, after: CorpusRows) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Masks [N] over the new passages by state, a mask over the old ones that are gone, and the old row by content."""
-    _, old, new = np.intersect1d(before.ids, after.ids, assume_unique=True, return_indices=True)
-    known_N = ContentRows(before.keys).find(after.keys)
+    order_M = np.argsort(before.ids, kind="stable").astype(np.uint32 if len(before.ids) < 2**32 else np.int64)
+    sorted_M = before.ids[order_M]
     is_kept_N, is_equal_N = np.zeros(len(after.ids), bool), np.zeros(len(after.ids), bool)
-    is_kept_N[new] = True
-    is_equal_N[new] = (before.keys[old] == after.keys[new]).all(1)
     is_gone_N = np.ones(len(before.ids), bool)
-    is_gone_N[old] = False
+    known_N = np.empty(len(after.ids), np.int64)
+    for start in range(0, len(after.ids) if len(before.ids) else 0, BLOCK_ROWS):  # what is worked out stays small
+        part = slice(start, start + BLOCK_ROWS)
+        place = np.minimum(np.searchsorted(sorted_M, after.ids[part]), len(sorted_M) - 1)
+        is_kept_N[part] = sorted_M[place] == after.ids[part]
+        old = order_M[place]
+        is_equal_N[part] = is_kept_N[part] & (before.keys[old] == after.keys[part]).all(1)
+        is_gone_N[old[is_kept_N[part]]] = False
+    del order_M, sorted_M
+    by_content = ContentRows(before.keys)
+    for start in range(0, len(after.ids), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        known_N[part] = by_content.find(after.keys[part])
     states = {
         "unchanged": is_equal_N,
         "retitled": is_kept_N & ~is_equal_N,
