@@ -1,0 +1,1 @@
+import ralm  # noqa: F401 - before torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 from pipelines import runs
@@ -64,8 +63,6 @@ def run_serve(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: a setting out of range, nothing to serve, or an image without the libraries of models.
     """
-    # Before torch is loaded: its threads wait for each other by spinning, which wastes cores that others use too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from ralm.service.protocol import Limits
         from ralm.service.run import ServiceConfig, serve

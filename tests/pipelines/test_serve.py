@@ -82,13 +82,6 @@ class Process:
         return self.process.wait(60)
 
 
-@pytest.fixture(autouse=True)
-def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command says how threads wait; that is taken back."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts `ralm serve` at a free port and waits until it is ready."""
@@ -148,16 +141,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 )
 def test_bad_settings_end_at_once(capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
     assert refused(capsys, *arguments) == expected
-
-
-def test_threads_do_not_spin_where_nothing_else_is_said(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused(capsys)
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    refused(capsys)
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_where_the_libraries_of_models_are_missing() -> None:
