@@ -33,10 +33,10 @@ echo "cyclonedx-bom>=7,<8" > "$folder/bill.in"
 torch=(${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX" --index-strategy unsafe-best-match} ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"})
 compile tools "$folder/tools.in"
 compile base pyproject.toml --extra s3
-compile cpu pyproject.toml --extra s3 --extra cpu "${torch[@]}"
-compile gpu pyproject.toml --extra s3 --extra gpu
+compile cpu pyproject.toml --extra s3 --extra cluster --extra cpu "${torch[@]}"
+compile gpu pyproject.toml --extra s3 --extra cluster --extra gpu
 compile mlflow pyproject.toml --extra s3 --extra server
-compile test pyproject.toml --extra cpu --extra test "${torch[@]}"
+compile test pyproject.toml --extra cluster --extra cpu --extra test "${torch[@]}"
 compile base-test pyproject.toml --extra test
 compile bill "$folder/bill.in"
 "$folder/venv/bin/uv" pip compile --quiet --generate-hashes --no-annotate --no-header --no-deps \

@@ -125,8 +125,12 @@ class Tasks:
         """Pass on the child's lines, and keep them; the last error among them is returned."""
         if self.logs is None:
             return self._show_lines(child.stdout)
-        self.logs.mkdir(parents=True, exist_ok=True)
-        with (self.logs / f"{name}.log").open("a", encoding="utf-8", buffering=1) as log:
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            log = (self.logs / f"{name}.log").open("ab", buffering=0)
+        except OSError:  # the disk is full; they are shown all the same
+            return self._show_lines(child.stdout)
+        with log:
             return self._show_lines(_kept(child.stdout, log))
 
     def _show_lines(self, lines: Iterable[str]) -> str:
@@ -154,12 +158,12 @@ class Tasks:
             child.signal(signal.SIGKILL)
 
 
-def _kept(lines: Iterable[str], log: IO[str]) -> Iterator[str]:
+def _kept(lines: Iterable[str], log: IO[bytes]) -> Iterator[str]:
     """The same lines, written to a file as well; where the disk is full, only passed on."""
     for line in lines:
         if not line.startswith(PROGRESS_MARK):
             with contextlib.suppress(OSError):
-                log.write(line)
+                log.write(line.encode(errors="replace"))
         yield line
 
 

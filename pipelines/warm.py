@@ -30,6 +30,7 @@ from typing import IO, Any, Final
 from pipelines.fork_server import ForkServer, end_with_parent
 from ralm import tracking
 from ralm.artifacts.files import ralm_home
+from ralm.corpus.parallel import without_main_module
 from ralm.errors import ConfigError
 
 EXECUTOR: Final = "kfp.dsl.executor_main"
@@ -101,7 +102,8 @@ def warm_up(*, with_torch: bool) -> None:
     finally:
         os.environ.pop(KFP_RUNTIME) if before is None else os.environ.update({KFP_RUNTIME: before})
     if with_torch and _torch_server is None:
-        _torch_server = ForkServer(WITH_TORCH)
+        with without_main_module():
+            _torch_server = ForkServer(WITH_TORCH)
 
 
 def start_task(full_command: list[str], environment: Mapping[str, str], *, with_torch: bool = False) -> Child:
@@ -143,7 +145,8 @@ def _fork(arguments: tuple[Any, ...], output: Connection, *, with_torch: bool) -
         except (OSError, EOFError):  # killed, perhaps; the task imports what it needs itself
             _torch_server = None
     process = multiprocessing.get_context("forkserver").Process(target=_run_executor, args=(*arguments, output))
-    process.start()
+    with without_main_module():
+        process.start()
     return process
 
 

@@ -90,3 +90,15 @@ def test_every_component_has_its_four_files(name: str) -> None:
     files = {path.name for path in (ROOT / "components" / name).glob("*.py")}
     assert {"config.py", "stage.py", "__main__.py", "component.py"} <= files
     assert len((ROOT / "components" / name / "__main__.py").read_text().splitlines()) <= 15
+
+
+def test_only_one_module_talks_to_kubernetes() -> None:
+    users = set()
+    for folder in ("ralm", "components", "pipelines"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                if any(name.split(".")[0] == "kubernetes" for name in names):
+                    users.add(path.relative_to(ROOT).as_posix())
+    assert users == {"components/train/job.py"}

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -57,3 +58,21 @@ def test_a_task_whose_end_nobody_knows_has_failed() -> None:
     assert tasks.follow(lambda: child) == 1
     assert (tasks.failed, tasks.exit_code, child.close.call_count) == ("embed", 1, 1)
     assert "nothing tells how it ended" in tasks.reason
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("is_folder_full", [False, True])
+def test_a_full_disk_takes_the_log_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_folder_full: bool
+) -> None:
+    child = mock.Mock(stdout=["one\n", "two\n"], **{"wait.return_value": 0, "explain.return_value": ""})
+    logs = tmp_path / "logs"
+    if is_folder_full:
+        logs.write_text("in the way")
+    else:
+        logs.mkdir()
+        (logs / "embed.log").symlink_to("/dev/full")
+    tasks = Tasks(environment={}, logs=logs)
+    tasks.name("comp-embed-op")
+    assert tasks.follow(lambda: child) == 0
+    assert capsys.readouterr().err == "    one\n    two\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import os
@@ -521,15 +520,3 @@ def test_outside_a_cluster(cluster: ClusterStub, arguments: dict[str, str], monk
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
     with pytest.raises(ConfigError, match="needs a pod with a service account: Service host/port is not set"):
         call(arguments)
-
-
-def test_only_this_module_talks_to_kubernetes() -> None:
-    users = set()
-    for folder in ("ralm", "components", "pipelines"):
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                if any(name.split(".")[0] == "kubernetes" for name in names):
-                    users.add(path.relative_to(ROOT).as_posix())
-    assert users == {"components/train/job.py"}
