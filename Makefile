@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: install ## run the whole pipeline on a real Wikipedia slice, then ask it questions
 	$(BIN)/ralm quickstart
 
-test: install ## unit, oracle, contract and graph tests (about 6 minutes on 2 cores)
+test: install ## unit, oracle, contract and graph tests (about 5 minutes on 2 cores)
 	$(PYTEST)
 
 test-slow: install ## long tests: real models, whole dumps, kill and resume
@@ -38,11 +38,11 @@ test-slow: install ## long tests: real models, whole dumps, kill and resume
 test-gpu: install ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-test-faults: install ## kill -9 at 20 random moments of a re-index (13 minutes on 2 cores)
+test-faults: install ## kill -9 at 20 random moments of a re-index (7 minutes on 2 cores)
 	$(BIN)/python -m pytest -m faults
 	$(BIN)/python tests/faults/reindex_faults.py
 
-test-services: install ## two pipelines at once on MLflow with PostgreSQL and S3 (5 minutes on 2 cores)
+test-services: install ## two pipelines at once on MLflow with PostgreSQL and S3 (4 minutes on 2 cores)
 	$(BIN)/python -m pytest -m services -rs
 
 test-containers: install ## images from Debian's packages and PyPI alone, and the quickstart in containers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 from pathlib import Path
 
 from benchmarks.gpu.made_models import write_bert, write_t5
@@ -36,12 +37,20 @@ def base_model(bench: Bench) -> Model:
     if not (folder / "manifest.json").is_file():
         if bench.small:
             return open_model(made_model(bench, folder))
-        vocabulary = quickstart_model(bench).passage_encoder_folder / "vocab.txt"
         files = bench.work / "base-files"
+        vocabulary = write_vocabulary(quickstart_model(bench).passage_encoder_folder, files / "vocab.txt")
         write_bert(files / "retriever", "base", [], vocabulary)
         write_t5(files / "reader", "tiny", ["a"])
         build_model(str(folder), source=str(files))
     return open_model(str(folder))
+
+
+def write_vocabulary(folder: Path, path: Path) -> Path:
+    """The pieces of a WordPiece tokenizer as a `vocab.txt`, in the order of their numbers."""
+    pieces = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(sorted(pieces, key=pieces.__getitem__)) + "\n", encoding="utf-8")
+    return path
 
 
 def made_model(bench: Bench, folder: Path) -> str:

@@ -63,12 +63,12 @@ def measure(bench: Bench) -> Measured:
         total_ms = 1000 * total_s / plain.num_steps
         waiting_ms = result.timings["wait_ms"]
         rest_ms = total_ms - waiting_ms - sum(result.timings.get(f"{part}_ms", 0.0) for part in PARTS)
-        figures[f"waiting_share {name}"] = waiting_ms / total_ms
+        figures[_key(name)] = waiting_ms / total_ms
         table.append(
             f"| {name} | {total_ms / 1000:.3f} | {waiting_ms:.1f} | {waiting_ms / total_ms:.4f} "
             f"| {rest_ms / total_ms:.4f} |"
         )
-    figures["waiting_share"] = max(figures[f"waiting_share {name}"] for name in BY_DEFAULT)
+    figures["waiting_share"] = max(figures[_key(name)] for name in BY_DEFAULT)
     return Measured(figures, table)
 
 
@@ -127,3 +127,7 @@ def made_index(bench: Bench, model: Model, passages: str) -> str:
     produce(vectors, kind="embeddings", stage="benchmark", stage_version=1, inputs=inputs_of, config={}, build=build)
     index(embeddings=vectors, index=place)
     return place
+
+
+def _key(mode: str) -> str:
+    return "waiting_share_" + mode.replace(",", "").replace(" ", "_").replace("-", "_")

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+from benchmarks import inputs
 from benchmarks.goals import goals_of
+from benchmarks.gpu import made_models
 from benchmarks.rows import embed, limits
 from benchmarks.suite import Bench, Measured
 
@@ -54,3 +57,12 @@ def test_limits_row(bench: Bench) -> None:
     found = limits.measure(bench)
     assert {"bf16_gflops_1", "fp32_gflops_1", "read_gb_s_1", "bz2_mb_s_1"} <= found.figures.keys()
     assert all(value > 0 for value in found.figures.values())
+
+
+def test_a_model_with_the_vocabulary_of_another_has_its_tokens(tmp_path: Path) -> None:
+    made_models.write_bert(tmp_path / "one", "tiny", ["what is the colour of granite"])
+    vocabulary = inputs.write_vocabulary(tmp_path / "one", tmp_path / "vocab.txt")
+    made_models.write_bert(tmp_path / "other", "tiny", [], vocabulary)
+    tokens = [AutoTokenizer.from_pretrained(tmp_path / name)("the granite").input_ids for name in ("one", "other")]
+    assert tokens[0] == tokens[1]
+    assert len(set(tokens[0])) == 4

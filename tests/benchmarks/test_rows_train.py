@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("RALM_HOME", str(tmp_path))
     found = waiting.measure(bench)
     assert 0 < found.figures["waiting_share"] < 1
+    assert all(re.fullmatch(r"\w+", name) for name in found.figures), "MLflow takes no others"
     assert found.figures["vectors"] == 64
     assert len(found.table) == 2 + len(waiting.RUNS)
 
