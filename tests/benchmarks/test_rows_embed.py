@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 )
 def test_embed_rows(bench: Bench, row: str, measure: Callable[[Bench], Measured]) -> None:
     found = measure(bench)
-    left_out = set() if embed.importlib.util.find_spec("sentence_transformers") else {"x_sentence_transformers"}
+    left_out = set() if importlib.util.find_spec("sentence_transformers") else {"x_sentence_transformers"}
     assert {goal.figure for goal in goals_of(row)} - left_out <= found.figures.keys()
     assert all(value > 0 for value in found.figures.values())
     assert found.figures.get("least_cosine", 1) > 0.999

@@ -40,7 +40,7 @@ def test_a_small_run_is_shown_and_kept(tmp_path: Path) -> None:
     assert text.index("Introduction.") < text.index("benchmark suite") < text.index("## Older\n\nText.")
 
 
-def test_a_row_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_fails_is_told(tmp_path: Path) -> None:
     (tmp_path / "passages-of-64").write_text("in the way")
     found = measure_apart("E1", Bench(work=tmp_path, small=True, repeats=1))
     assert found["error"] == "ended with 1"

@@ -101,7 +101,9 @@ def test_an_update_takes_what_the_plan_says(
 ) -> None:
     config = dataclasses.replace(CONFIG, gradient_checkpointing=checkpoints, **changes)
     measured, planned = measure_and_plan(config, tmp_path, is_low=is_low)
-    assert -0.1 < planned / measured - 1 < 0.3
+    # on top of checkpoints in bf16 the scores of more passages are planned for a moment when they are gone
+    is_far = checkpoints and is_low and "num_retrieved" in changes
+    assert -0.1 < planned / measured - 1 < (0.3 if is_far else 0.25)
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])
@@ -128,7 +130,7 @@ def test_an_update_with_split_weights_takes_what_the_plan_says(is_low: bool, tmp
     rows = plan(config, is_low=is_low)
     unseen = ("weights", "optimiser state", "weights as computed with")
     planned = sum(rows.values()) - sum(rows[name] for name in unseen) - rows["gradients"] // 2
-    assert -0.1 < planned / measured.peak - 1 < 0.3
+    assert -0.1 < planned / measured.peak - 1 < (0.3 if is_low else 0.25)  # activations are bf16 throughout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
