@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, cast
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 
 from ralm.errors import ConfigError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -133,3 +138,28 @@ def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def precision_name(dtype: torch.dtype) -> str:
     """The setting that gives this dtype: bf16, fp16 or fp32."""
     return next(name for name, value in DTYPES.items() if value == dtype)
+
+
+def each_on_a_core(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+    """`map` on a CPU in as many threads as torch has, each of which computes alone.
+
+    Operations that are too small to be shared by cores lose nothing this way. Close it where it may be left early: then
+    only the items at hand are finished.
+
+    Example:
+        >>> list(each_on_a_core(abs, [-1, -2, -3]))
+        [1, 2, 3]
+    """
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(cores, "core", initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # what new threads begin with, too

@@ -5,6 +5,7 @@ Shapes: `N` texts, `B` texts in a batch, `L` tokens of the longest in it, `D` va
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ralm.device import each_on_a_core
 from ralm.log import progress
 from ralm.retriever.config import RetrieverConfig
 from ralm.retriever.encoder import Encoder
@@ -118,15 +120,29 @@ def _encode_packed(
     device = encoder.device
     ids, order_N = tokens.ids.to(device, non_blocking=True), torch.from_numpy(tokens.order).to(device)
     vector_ND = torch.empty((len(tokens.order), encoder.dimension), device=device)
-    end_N = np.cumsum(tokens.lengths)
-    start, place = 0, 0
-    while start < len(end_N):
-        stop = max(start + 1, int(np.searchsorted(end_N, place + token_budget, side="right")))
-        states = packed.forward(ids[place : int(end_N[stop - 1])], tokens.lengths[start:stop])
-        vector_ND[order_N[start:stop]] = torch.cat([encoder.pool(states_NLD) for states_NLD in states])
-        bar.update(stop - start)
-        start, place = stop, int(end_N[stop - 1])
+    end_N = np.concatenate([[0], np.cumsum(tokens.lengths)])
+
+    @torch.inference_mode()
+    def encode(rows: slice) -> slice:
+        states = packed.forward(ids[int(end_N[rows.start]) : int(end_N[rows.stop])], tokens.lengths[rows])
+        vector_ND[order_N[rows]] = torch.cat([encoder.pool(states_NLD) for states_NLD in states])
+        return rows
+
+    batches = _batches(end_N, token_budget)
+    by_core = device.type == "cpu"
+    with contextlib.closing(each_on_a_core(encode, batches) if by_core else (encode(rows) for rows in batches)) as done:
+        for rows in done:
+            bar.update(rows.stop - rows.start)
     return vector_ND
+
+
+def _batches(end_N: np.ndarray, token_budget: int) -> Iterator[slice]:
+    """Texts one after the other that have up to so many tokens together, at least one."""
+    start = 0
+    while start < len(end_N) - 1:
+        stop = max(start + 1, int(np.searchsorted(end_N, end_N[start] + token_budget, side="right")) - 1)
+        yield slice(start, stop)
+        start = stop
 
 
 def _pad(ids: Tensor, length_B: np.ndarray, pad_id: int) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ Shapes: `T` tokens of a batch, `B` texts of it, `N` texts of a run, `L` tokens o
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SCORES_AT_ONCE = 2**17
+SCORES_AT_ONCE = 2**16
 """Attention scores of a head that are computed at a time; they stay in a core's cache."""
 ROWS_TOGETHER = 128
 """On a CPU a batch is filled up to a multiple of so many rows: oneDNN prepares each new size, for milliseconds."""
-LARGEST_EXPONENT = 80.0
-"""Scores up to it can be exponentiated as they are; beyond it the largest of a row is taken off first."""
+LENGTHS_TOGETHER = 8
+"""On a CPU texts are filled up to a multiple of so many tokens in attention, for the same reason."""
+LEAST_SUM = 1e-30
+"""Least sum of a row of `exp(score)` that loses nothing; below it, or if infinite, the largest is taken off first."""
 _WITH_PADDED_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
 _MODEL_TYPES = {"bert", *_WITH_PADDED_POSITIONS}
 _OPS: Any = torch.ops.mkldnn
@@ -156,19 +159,41 @@ def attend(projected: Tensor, context: Tensor, length: int, heads: int) -> None:
         mixed = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
         context.view(-1, length, context.shape[1]).copy_(mixed.transpose(1, 2).flatten(2))
         return
-    at_once = max(1, SCORES_AT_ONCE // (length * length)) * length
-    for part, target in zip(projected.split(at_once), context.split(at_once), strict=True):
-        by_head = part.view(-1, length, 3, heads, target.shape[1] // heads).permute(2, 0, 3, 1, 4)
-        query, key, value = by_head.flatten(1, 2)  # [N * heads, L, D / heads]
-        score = torch.bmm(query, key.transpose(1, 2))
-        if max(-float(score.min()), float(score.max())) <= LARGEST_EXPONENT:
-            score.exp_()
-        else:
-            score = torch.exp(score.float() - score.amax(dim=2, keepdim=True).float()).to(score.dtype)
-        summed = score.sum(dim=2, keepdim=True, dtype=torch.float32)
-        mixed = torch.bmm(score, value) / summed
-        whole = mixed.view(-1, heads, length, mixed.shape[2]).transpose(1, 2)
-        target.view(whole.shape).copy_(whole)
+    texts = projected.view(-1, length, 3, heads, context.shape[1] // heads)
+    mixed = context.view(-1, length, heads, texts.shape[4])
+    for start, stop in _portions(len(texts), SCORES_AT_ONCE // (length * length)):
+        _attend_on_cpu(texts[start:stop].permute(2, 0, 3, 1, 4), mixed[start:stop].transpose(1, 2))
+
+
+def _attend_on_cpu(projected: Tensor, context: Tensor) -> None:
+    """The same for a few texts by head: `[3, N, heads, L, D / heads]` and `[N, heads, L, D / heads]`."""
+    _, count, heads, length, size = projected.shape
+    padded = -(-length // LENGTHS_TOGETHER) * LENGTHS_TOGETHER
+    # Places that only fill up have zeros as keys and values, and their weights are left out of the sum.
+    by_head = projected.new_empty(3, count, heads, padded, size)
+    by_head[:, :, :, length:].zero_()
+    by_head[:, :, :, :length].copy_(projected)
+    query, key, value = by_head.view(3, count * heads, padded, size)
+
+    weight = torch.bmm(query, key.transpose(1, 2)).exp_()
+    summed = weight[:, :length, :length].sum(dim=2, keepdim=True)
+    least, most = summed.aminmax()
+    if not (float(least) >= LEAST_SUM and float(most) < torch.inf):
+        score = torch.bmm(query, key.transpose(1, 2)).float()
+        score -= score[:, :, :length].amax(dim=2, keepdim=True)
+        weight = score.clamp_(max=0).exp_().to(value.dtype)
+        summed = weight[:, :length, :length].sum(dim=2, keepdim=True)
+    mixed = torch.bmm(weight, value).view(count, heads, padded, size)[:, :, :length]
+    torch.div(mixed, summed.view(count, heads, length, 1), out=context)
+
+
+def _portions(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into the largest powers of two up to `most`, so that few sizes occur."""
+    start = 0
+    while start < count:
+        size = 1 << (max(1, min(most, count - start)).bit_length() - 1)
+        yield start, start + size
+        start += size
 
 
 def _runs(state_TD: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from ralm.device import best_device, resolve_dtype
+from ralm.device import best_device, each_on_a_core, resolve_dtype
 from ralm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,3 +37,48 @@ def test_no_module_moves_anything_to_cuda_itself(folder: str) -> None:
         if path != ROOT / "ralm" / "device.py":
             found = re.findall(r"\.cuda\(|torch\.cuda\.|device=\"cuda|to\(\"cuda", path.read_text(encoding="utf-8"))
             assert not found, f"{path.relative_to(ROOT)}: {found}"
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_cores_work_side_by_side_each_alone_and_leave_no_trace(three_threads: None) -> None:
+    meet = threading.Barrier(3, timeout=20)
+
+    def threads_of(item: int) -> tuple[int, int]:
+        meet.wait()  # only three at once get past
+        return item, torch.get_num_threads()
+
+    assert list(each_on_a_core(threads_of, range(9))) == [(item, 1) for item in range(9)]
+    found: list[int] = []
+    for _ in range(2):
+        new = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        new.start()
+        new.join()
+    assert (torch.get_num_threads(), found) == (3, [3, 3])
+
+
+def test_an_error_on_a_core_ends_the_others_work_and_is_raised(three_threads: None) -> None:
+    started: list[int] = []
+
+    def divide(item: int) -> int:
+        started.append(item)
+        return 6 // item
+
+    with pytest.raises(ZeroDivisionError):
+        list(each_on_a_core(divide, [3, 0, *range(1, 100)]))
+    assert len(started) < 20
+    assert torch.get_num_threads() == 3
+
+
+def test_what_is_left_is_not_done_when_results_of_cores_are_no_longer_wanted(three_threads: None) -> None:
+    started: list[int] = []
+    results = each_on_a_core(started.append, range(100))
+    next(results)
+    results.close()
+    assert len(started) < 20

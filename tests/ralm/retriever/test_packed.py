@@ -80,15 +80,27 @@ def test_bf16_is_as_near_as_bf16_can_be() -> None:
 
 
 @pytest.mark.parametrize("size", [1.0, 40.0, 1e4])
-def test_attention_whatever_the_size_of_scores(size: float) -> None:
+@pytest.mark.parametrize("length", [1, 5, 8, 19])
+def test_attention_whatever_the_size_of_scores(length: int, size: float) -> None:
     """Scores beyond what can be exponentiated give what softmax gives, not infinities."""
-    projected = torch.randn(2 * 5, 3 * 8, generator=torch.Generator().manual_seed(1))
+    projected = torch.randn(3 * length, 3 * 8, generator=torch.Generator().manual_seed(1))
     projected[:, :16] *= size**0.5
-    context = torch.empty(10, 8)
-    attend(projected, context, 5, heads=2)
-    query, key, value = projected.view(2, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    assert_is_softmax(projected, length)
+
+
+def test_attention_where_all_scores_are_far_below_zero() -> None:
+    """Nothing is lost to numbers too small to be told from zero."""
+    projected = torch.randn(2 * 5, 3 * 8, generator=torch.Generator().manual_seed(1))
+    projected[:, :8], projected[:, 8:16] = 6.0, -6 + 0.1 * projected[:, 8:16]  # scores around -144
+    assert_is_softmax(projected, 5)
+
+
+def assert_is_softmax(projected: Tensor, length: int) -> None:
+    context = torch.empty(len(projected), 8)
+    attend(projected, context, length, heads=2)
+    query, key, value = projected.view(-1, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
     expected = torch.softmax(query @ key.transpose(2, 3), dim=3) @ value
-    torch.testing.assert_close(context.view(2, 5, 8), expected.transpose(1, 2).flatten(2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(context.view(-1, length, 8), expected.transpose(1, 2).flatten(2), atol=2e-5, rtol=1e-4)
 
 
 def test_many_texts_get_the_vectors_of_few(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +116,21 @@ def test_many_texts_get_the_vectors_of_few(tiny_model: str, monkeypatch: pytest.
             for budget in (1, 30, 10_000):
                 many_ND = embed_texts(encoder, texts, max_tokens=16, token_budget=budget)
                 np.testing.assert_allclose(many_ND, few_ND, atol=1e-5)
+
+
+def test_vectors_are_the_same_on_any_number_of_cores(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_model(tiny_model)
+    encoder = Encoder.load(
+        opened.passage_encoder_folder, opened.retriever, device=torch.device("cpu"), dtype=torch.bfloat16
+    )
+    monkeypatch.setattr(embedding, "PACKED_FROM", 1)
+    texts = [" ".join(["granite", "the", "willow", "amber", "otter"] * (1 + row % 7)) for row in range(200)]
+    before, found = torch.get_num_threads(), []
+    for cores in (1, 2, 3):
+        torch.set_num_threads(cores)
+        found.append(embed_texts(encoder, texts, max_tokens=40, token_budget=300).tobytes())
+    torch.set_num_threads(before)
+    assert found[1:] == found[:1] * 2
 
 
 def test_under_autocast_it_is_bf16(tiny_model: str) -> None:
