@@ -70,11 +70,14 @@ def measure_rows(rows: list[str], bench: Bench) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Processor and number of cores."""
+    """Processor and number of cores; clouds hide the rest of its name, but family and model tell the generation."""
     name = platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+        found = {key.strip(): value.strip() for key, _, value in lines}
+        name = found.get("model name", name)
+        if "cpu family" in found:
+            name = f"{name} (family {found['cpu family']}, model {found['model']})"
     return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -47,12 +47,22 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started_at
 
 
-def interleaved(ways: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Times of each way, in turns, so that all of them meet the same moods of the machine; no warm-up."""
+def interleaved(
+    ways: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, *, slow: Collection[str] = ()
+) -> dict[str, list[float]]:
+    """Times of each way, in turns, so that all of them meet the same moods of the machine; no warm-up.
+
+    Args:
+        ways: what to call, by name.
+        device: what they compute on.
+        repeats: how often each is called.
+        slow: those that are called three times at most.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
+    for turn in range(repeats):
         for name, function in ways.items():
-            times[name].append(seconds(function, device))
+            if turn < 3 or name not in slow:
+                times[name].append(seconds(function, device))
     return times
 
 
