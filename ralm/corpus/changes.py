@@ -115,9 +115,7 @@ def compare_corpora(before: CorpusRows, after: CorpusRows) -> tuple[pa.Table, di
         "title_after": _take((after, new_row), "title"),
         "revision_before": _take((before, old_row), "revision_id"),
         "revision_after": _take((after, new_row), "revision_id"),
-        **{
-            f"passages_{name}": per_page[name][shown].astype(np.int32) for name in ("before", "after", *PASSAGE_STATES)
-        },
+        **{f"passages_{name}": per_page[name][shown].astype(np.int32) for name in ("before", "after", *PASSAGE_STATES)},
     }
     return pa.table(columns).cast(PAGE_CHANGES), totals
 
