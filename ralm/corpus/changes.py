@@ -69,13 +69,12 @@ def read_corpus(passages: Artifact) -> CorpusRows:
         row = part.stop
     run_start = np.concatenate(starts)
     table = pa.concat_tables(runs).combine_chunks()
-    del runs
     # A page may come in several stretches, as the texts and infoboxes of Atlas do, or in two row groups.
     codes = table.column("source_id").combine_chunks().dictionary_encode()
     run_page = codes.indices.to_numpy()
     page_N = np.repeat(run_page, np.diff(run_start, append=row))
     _, first_run = np.unique(run_page, return_index=True)
-    return CorpusRows(id_N, key_N2, page_N, table if len(first_run) == len(table) else table.take(first_run))
+    return CorpusRows(id_N, key_N2, page_N, table.take(first_run))
 
 
 def compare_corpora(before: CorpusRows, after: CorpusRows) -> tuple[pa.Table, dict[str, Any]]:
@@ -100,34 +99,24 @@ def compare_corpora(before: CorpusRows, after: CorpusRows) -> tuple[pa.Table, di
         number_P = np.bincount(pages, minlength=before.pages.num_rows)
         per_page[name] = np.where(is_old_P, number_P[old_P], 0)
     per_page["after"] = np.pad(np.bincount(after.page_of, minlength=num_after), (0, len(gone_P)))
-    is_both_P = is_old_P & is_new_P
-    is_renamed_P = np.zeros(len(old_P), bool)
-    is_renamed_P[is_both_P] = _differ(before.pages, old_P[is_both_P], after.pages, np.flatnonzero(is_both_P))
+    old_row, new_row = pa.array(old_P, mask=~is_old_P), pa.array(np.arange(len(old_P)), mask=~is_new_P)
+    titles = before.pages.column("title").take(old_row), after.pages.column("title").take(new_row)
+    is_renamed_P = is_old_P & is_new_P
+    is_renamed_P &= pc.fill_null(pc.not_equal(*titles), False).to_numpy(zero_copy_only=False)
     is_edited_P = per_page["added"] + per_page["moved"] + per_page["removed"] > 0
     state_P = np.select([~is_old_P, ~is_new_P, is_edited_P, is_renamed_P], [3, 4, 2, 1], 0)
     totals = _totals(per_page, state_P, is_renamed_P & (state_P == 2), int((known_N >= 0).sum()))
-    shown = np.flatnonzero((state_P > 0) | (per_page["retitled"] > 0))
-    old_row, new_row = pa.array(old_P[shown], mask=~is_old_P[shown]), pa.array(shown, mask=~is_new_P[shown])
     columns = {
         "source_id": pc.coalesce(*(_take(rows, "source_id") for rows in ((after, new_row), (before, old_row)))),
-        "state": pa.array(PAGE_STATES).take(pa.array(state_P[shown])),
-        "title_before": _take((before, old_row), "title"),
-        "title_after": _take((after, new_row), "title"),
+        "state": pa.array(PAGE_STATES).take(pa.array(state_P)),
+        "title_before": titles[0],
+        "title_after": titles[1],
         "revision_before": _take((before, old_row), "revision_id"),
         "revision_after": _take((after, new_row), "revision_id"),
-        **{f"passages_{name}": per_page[name][shown].astype(np.int32) for name in ("before", "after", *PASSAGE_STATES)},
+        **{f"passages_{name}": per_page[name].astype(np.int32) for name in ("before", "after", *PASSAGE_STATES)},
     }
-    return pa.table(columns).cast(PAGE_CHANGES), totals
-
-
-def _differ(before: pa.Table, old_P: np.ndarray, after: pa.Table, new_P: np.ndarray) -> np.ndarray:
-    """Which of these pairs of pages have other titles, a block at a time."""
-    found_P = np.zeros(len(old_P), bool)
-    for start in range(0, len(old_P), BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
-        pair = (pages.column("title").take(pa.array(row_P[part])) for pages, row_P in ((before, old_P), (after, new_P)))
-        found_P[part] = pc.fill_null(pc.not_equal(*pair), False).to_numpy(zero_copy_only=False)
-    return found_P
+    is_row = pa.array((state_P > 0) | (per_page["retitled"] > 0))
+    return pa.table(columns).filter(is_row).cast(PAGE_CHANGES), totals
 
 
 def _take(rows: tuple[CorpusRows, pa.Array], name: str) -> pa.ChunkedArray:

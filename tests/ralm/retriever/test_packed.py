@@ -100,7 +100,7 @@ def assert_is_softmax(projected: Tensor, length: int) -> None:
     attend(projected, context, length, heads=2)
     query, key, value = projected.view(-1, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
     expected = torch.softmax(query @ key.transpose(2, 3), dim=3) @ value
-    torch.testing.assert_close(context.view(-1, length, 8), expected.transpose(1, 2).flatten(2), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(context.view(-1, length, 8), expected.transpose(1, 2).flatten(2), atol=1e-5, rtol=1e-4)
 
 
 def test_many_texts_get_the_vectors_of_few(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
