@@ -120,6 +120,13 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def has_flash_attention(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """True where torch has flash attention over texts that lie one after the other, whatever their lengths."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_size % 8 or head_size > 256:
+        return False
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Turn a precision setting into a dtype; `RALM_PRECISION` (auto, bf16 or fp32) replaces `auto`.
 

@@ -1,8 +1,9 @@
 """A BERT's forward pass over texts that lie one after the other, without a token of padding.
 
-Made for many texts at a time: attention is computed for runs of equally long texts, queries, keys and values are one
-product, and on a CPU the weights are laid out anew for oneDNN, whose products are fused with bias, GELU and residual
-sum (docs/decisions/0012).
+Made for many texts at a time: queries, keys and values are one product, and products are fused with bias, GELU and
+residual sum. On a CPU the weights are laid out anew for oneDNN (docs/decisions/0012); on a GPU a bias before a residual
+sum is part of these states already, and GELU is its tanh form. Attention is computed for runs of equally long texts,
+or for all texts at once where a GPU has flash attention.
 
 Shapes: `T` tokens of a batch, `B` texts of it, `N` texts of a run, `L` tokens of each of these, `D` values of a token.
 """
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+
+from ralm.device import has_flash_attention
 
 SCORES_AT_ONCE = 2**16
 """Attention scores of a head that are computed at a time; they stay in a core's cache."""
@@ -37,9 +41,10 @@ def can_pack(model: Any, dtype: torch.dtype) -> bool:
     if config.model_type not in _MODEL_TYPES or config.hidden_act != "gelu" or config.is_decoder:
         return False
     if model.device.type == "cuda":
-        return True
-    has_products = torch.backends.mkldnn.is_available() and hasattr(_OPS, "_linear_pointwise")
-    return model.device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and has_products
+        return hasattr(torch, "_addmm_activation")
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(_OPS, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(_OPS._is_mkldnn_bf16_supported()))
 
 
 class PackedBert:
@@ -59,8 +64,16 @@ class PackedBert:
         self._words = embeddings.word_embeddings.weight.detach()
         kinds = embeddings.token_type_embeddings.weight[0]
         self._places = (embeddings.position_embeddings.weight.float() + kinds.float()).detach()
-        self._norm = _norm(embeddings.LayerNorm, torch.float32)
-        self._layers = [_Layer(layer, self._heads, dtype, batch_tokens) for layer in model.encoder.layer]
+        layers = list(model.encoder.layer)
+        # On a GPU the states that a product is added to have its bias in them already: the norm before adds it.
+        moved = [layer.attention.output.dense.bias if _is_on_gpu(self._words) else None for layer in layers]
+        self._norm = _norm(embeddings.LayerNorm, torch.float32, moved[0])
+        self._layers = [
+            _Layer(layer, self._heads, dtype, batch_tokens, following)
+            for layer, following in zip(layers, [*moved[1:], None], strict=True)
+        ]
+        size = int(config.hidden_size) // self._heads
+        self._has_flash = has_flash_attention(model.device, dtype, size)
 
     @torch.inference_mode()
     def forward(self, ids_T: Tensor, length_B: np.ndarray) -> list[Tensor]:
@@ -74,9 +87,12 @@ class PackedBert:
             For each run of equally long texts `[N, L, D]`, in order.
         """
         runs = [(length, sum(1 for _ in group)) for length, group in itertools.groupby(length_B.tolist())]
-        place_T = self._first_place + torch.cat([torch.arange(length).repeat(count) for length, count in runs])
-        place_T = place_T.to(ids_T.device, non_blocking=True)
         sizes = [length * count for length, count in runs]
+        end_B = torch.from_numpy(np.concatenate([[0], np.cumsum(length_B)]).astype(np.int32))
+        if ids_T.is_cuda:
+            end_B = end_B.pin_memory().to(ids_T.device, non_blocking=True)
+        text_T = torch.repeat_interleave(end_B.diff(), output_size=len(ids_T))
+        place_T = self._first_place + torch.arange(len(ids_T), device=ids_T.device) - end_B[text_T]
         with torch.autocast(ids_T.device.type, enabled=False):
             embedded_TD = self._words[ids_T.long()].float() + self._places[place_T]
             if not ids_T.is_cuda:
@@ -84,9 +100,13 @@ class PackedBert:
             state_TD = self._normed(embedded_TD, self._norm).to(self._dtype)
             context_TD = torch.zeros_like(state_TD)
             for layer in self._layers:
-                parts = _runs(layer.query_key_value(state_TD), sizes), _runs(context_TD, sizes), runs
-                for projected, context, (length, _) in zip(*parts, strict=True):
-                    attend(projected, context, length, self._heads)
+                projected = layer.query_key_value(state_TD)
+                if self._has_flash:
+                    context_TD = attend_to_all(projected, end_B, int(length_B.max()), self._heads)
+                else:
+                    parts = _runs(projected, sizes), _runs(context_TD, sizes), runs
+                    for of_run, context, (length, _) in zip(*parts, strict=True):
+                        attend(of_run, context, length, self._heads)
                 state_TD = self._normed(layer.output.plus(context_TD, state_TD), layer.first_norm)
                 state_TD = self._normed(layer.second.plus(layer.first.gelu(state_TD), state_TD), layer.second_norm)
         by_run = zip(_runs(state_TD, sizes), runs, strict=True)
@@ -99,33 +119,31 @@ class PackedBert:
 class _Layer:
     """A layer's products and norms; the queries' product is divided by the root of a head's size already."""
 
-    def __init__(self, layer: Any, heads: int, dtype: torch.dtype, batch_tokens: int) -> None:
-        attention = layer.attention.self
+    def __init__(
+        self, layer: Any, heads: int, dtype: torch.dtype, batch_tokens: int, following_bias: Tensor | None
+    ) -> None:
+        attention, output, second = layer.attention.self, layer.attention.output.dense, layer.output.dense
         scale = (attention.query.out_features // heads) ** -0.5
-        weights = [part.weight.float() for part in (attention.query, attention.key, attention.value)]
-        biases = [part.bias.float() for part in (attention.query, attention.key, attention.value)]
-        joined = torch.cat([weights[0] * scale, *weights[1:]]), torch.cat([biases[0] * scale, *biases[1:]])
-        self.query_key_value = _Product(*joined, dtype, batch_tokens)
-        self.output = _Product.of(layer.attention.output.dense, dtype, batch_tokens)
-        self.first = _Product.of(layer.intermediate.dense, dtype, batch_tokens)
-        self.second = _Product.of(layer.output.dense, dtype, batch_tokens)
-        self.first_norm = _norm(layer.attention.output.LayerNorm, dtype)
-        self.second_norm = _norm(layer.output.LayerNorm, dtype)
+        parts = [_weight_and_bias(part) for part in (attention.query, attention.key, attention.value)]
+        parts[0] = parts[0][0] * scale, parts[0][1] * scale
+        joined = torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])
+        moved = (output.bias, second.bias) if _is_on_gpu(output.bias) else (None, None)
+        self.query_key_value = _Product(*_without(joined, moved[0]), dtype, batch_tokens)
+        self.output = _Product(*_weight_and_bias(output), dtype, batch_tokens)
+        self.first = _Product(*_without(_weight_and_bias(layer.intermediate.dense), moved[1]), dtype, batch_tokens)
+        self.second = _Product(*_weight_and_bias(second), dtype, batch_tokens)
+        self.first_norm = _norm(layer.attention.output.LayerNorm, dtype, moved[1])
+        self.second_norm = _norm(layer.output.LayerNorm, dtype, following_bias)
 
 
 class _Product:
     """A linear layer, alone or fused with what follows it."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, batch_tokens: int) -> None:
-        self._weight, self._bias = weight.detach().to(dtype).contiguous(), bias.detach().to(dtype)
-        self._is_on_gpu = weight.is_cuda
+        self._weight, self._bias = weight.to(dtype).contiguous(), bias.to(dtype)
+        self._is_on_gpu = _is_on_gpu(weight)
         if not self._is_on_gpu:
             self._weight = _OPS._reorder_linear_weight(self._weight, batch_tokens)
-
-    @classmethod
-    def of(cls, linear: nn.Linear, dtype: torch.dtype, batch_tokens: int) -> _Product:
-        """Of a layer as it is."""
-        return cls(linear.weight, linear.bias, dtype, batch_tokens)
 
     def __call__(self, state_TD: Tensor) -> Tensor:
         if self._is_on_gpu:
@@ -133,16 +151,32 @@ class _Product:
         return _OPS._linear_pointwise(state_TD, self._weight, self._bias, "none", [], "")
 
     def gelu(self, state_TD: Tensor) -> Tensor:
-        """Followed by GELU (by the error function)."""
+        """Followed by GELU: by the error function, on a GPU in its tanh form where bf16 or fp16 hide the difference."""
         if self._is_on_gpu:
-            return functional.gelu(self(state_TD))
+            if self._weight.dtype == torch.float32:
+                return functional.gelu(self(state_TD))
+            return torch._addmm_activation(self._bias, state_TD, self._weight.t(), use_gelu=True)
         return _OPS._linear_pointwise(state_TD, self._weight, self._bias, "gelu", [], "none")
 
     def plus(self, state_TD: Tensor, other_TD: Tensor) -> Tensor:
-        """Added to other states."""
+        """Added to other states, which have the bias already on a GPU, where they are overwritten."""
         if self._is_on_gpu:
-            return self(state_TD).add_(other_TD)
+            return other_TD.addmm_(state_TD, self._weight.t())
         return _OPS._linear_pointwise.binary(state_TD, other_TD, self._weight, self._bias, "add")
+
+
+def _weight_and_bias(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    return linear.weight.detach().float(), linear.bias.detach().float()
+
+
+def _without(product: tuple[Tensor, Tensor], moved: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A product of states that have something in them that it is not to see."""
+    weight, bias = product
+    return (weight, bias) if moved is None else (weight, bias - weight @ moved.detach().float())
+
+
+def _is_on_gpu(weight: Tensor) -> bool:
+    return weight.is_cuda
 
 
 def attend(projected: Tensor, context: Tensor, length: int, heads: int) -> None:
@@ -163,6 +197,21 @@ def attend(projected: Tensor, context: Tensor, length: int, heads: int) -> None:
     mixed = context.view(-1, length, heads, texts.shape[4])
     for start, stop in _portions(len(texts), SCORES_AT_ONCE // (length * length)):
         _attend_on_cpu(texts[start:stop].permute(2, 0, 3, 1, 4), mixed[start:stop].transpose(1, 2))
+
+
+def attend_to_all(projected: Tensor, end_B: Tensor, longest: int, heads: int) -> Tensor:
+    """Self-attention of texts of any lengths by flash attention, `[T, D]`.
+
+    Args:
+        projected: queries (scaled), keys and values of each token, `[T, 3 * D]`.
+        end_B: where each text begins, and T, int32 on the GPU.
+        longest: tokens of the longest text.
+        heads: into which D is cut.
+    """
+    size = projected.shape[1] // (3 * heads)
+    query, key, value = projected.view(-1, 3, heads, size).unbind(1)
+    mixed = varlen_attn(query, key, value, end_B, end_B, longest, longest, scale=1.0)
+    return cast(Tensor, mixed).flatten(1)
 
 
 def _attend_on_cpu(projected: Tensor, context: Tensor) -> None:
@@ -201,5 +250,7 @@ def _runs(state_TD: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     return state_TD[: sum(sizes)].split(sizes)
 
 
-def _norm(norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+def _norm(norm: nn.LayerNorm, dtype: torch.dtype, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a norm, to which something is added."""
+    bias = norm.bias.detach().float()
+    return norm.weight.detach().to(dtype), (bias if moved is None else bias + moved.detach().float()).to(dtype)

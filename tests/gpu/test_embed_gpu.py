@@ -11,9 +11,12 @@ import torch
 from components.embed.config import EmbedConfig
 from components.embed.stage import embed
 from ralm.model import open_model
+from ralm.retriever import packed
 from ralm.retriever.embed import embed_texts
 from ralm.retriever.encoder import Encoder
+from ralm.retriever.packed import PackedBert
 from ralm.retriever.vectors import read_vectors
+from tests.ralm.retriever.test_packed import LENGTHS, make_ids, make_model, one_by_one
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,6 +34,25 @@ def test_vectors_of_a_gpu(tiny_model: str, dtype: torch.dtype, least_cosine: flo
         vectors_ND = embed_texts(encoder, texts, max_tokens=32)
         found.append(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True))
     assert (found[0] * found[1]).sum(axis=1).min() >= least_cosine
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.02), (torch.float16, 0.004)], ids=str
+)
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("has_flash", [True, False])
+def test_states_without_padding(
+    kind: str, dtype: torch.dtype, error: float, has_flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the library's own forward pass, one text at a time, in fp32 on the CPU."""
+    if not has_flash:
+        monkeypatch.setattr(packed, "has_flash_attention", lambda *_: False)
+    model, ids_T = make_model(kind, spread=0.1), make_ids()
+    exact = one_by_one(model, ids_T)
+    runs = PackedBert(model.cuda(), dtype, 64).forward(ids_T.cuda(), LENGTHS)
+    for found, expected in zip([text for run in runs for text in run], exact, strict=True):
+        assert found.dtype == dtype
+        assert float((found.cpu().float() - expected).norm() / expected.norm()) < error
 
 
 def test_the_stage_writes_what_the_cpu_writes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ SHAPE = {
 LENGTHS = np.array([17, 17, 17, 9, 8, 8, 1])
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN, which packing needs"
+)
+
+needs_bf16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 on this processor (no AVX-512)"
 )
 
 
@@ -69,6 +74,24 @@ def test_states_equal_those_of_transformers(kind: str, scores_at_once: int, monk
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_way_of_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Biases moved to the norm before, sums in place: equal whatever the device."""
+    monkeypatch.setattr(packed, "_is_on_gpu", lambda weight: True)
+    model, ids_T = make_model(kind), make_ids()
+    for found, expected in zip(packed_states(model, torch.float32, ids_T), one_by_one(model, ids_T), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_without_products_of_bf16_it_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on processors without AVX-512."""
+    monkeypatch.setattr(packed, "_OPS", types.SimpleNamespace(_linear_pointwise=0, _is_mkldnn_bf16_supported=bool))
+    model = make_model("bert")
+    assert can_pack(model, torch.float32)
+    assert not can_pack(model, torch.bfloat16)
+
+
+@needs_bf16
 def test_bf16_is_as_near_as_bf16_can_be() -> None:
     model, ids_T = make_model("bert", spread=0.1), make_ids()
     found, exact = packed_states(model, torch.bfloat16, ids_T), one_by_one(model, ids_T)
@@ -118,6 +141,7 @@ def test_many_texts_get_the_vectors_of_few(tiny_model: str, monkeypatch: pytest.
                 np.testing.assert_allclose(many_ND, few_ND, atol=1e-5)
 
 
+@needs_bf16
 def test_vectors_are_the_same_on_any_number_of_cores(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_model(tiny_model)
     encoder = Encoder.load(
@@ -133,6 +157,7 @@ def test_vectors_are_the_same_on_any_number_of_cores(tiny_model: str, monkeypatc
     assert found[1:] == found[:1] * 2
 
 
+@needs_bf16
 def test_under_autocast_it_is_bf16(tiny_model: str) -> None:
     opened = open_model(tiny_model)
     folder = opened.passage_encoder_folder
