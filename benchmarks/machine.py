@@ -7,14 +7,16 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
 
-from ralm.device import best_device
+from ralm.device import best_device, resolve_dtype
 
 GB = 1e9
+LEAST_REPEATS, LONG_S = 3, 40.0
+"""A way whose calls took this long together is called no more after so many."""
 T = TypeVar("T")
 
 
@@ -47,21 +49,18 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started_at
 
 
-def interleaved(
-    ways: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, *, slow: Collection[str] = ()
-) -> dict[str, list[float]]:
+def interleaved(ways: Mapping[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, list[float]]:
     """Times of each way, in turns, so that all of them meet the same moods of the machine; no warm-up.
 
     Args:
         ways: what to call, by name.
         device: what they compute on.
-        repeats: how often each is called.
-        slow: those that are called three times at most.
+        repeats: how often each is called; three times where these take long.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats):
         for name, function in ways.items():
-            if turn < 3 or name not in slow:
+            if turn < LEAST_REPEATS or sum(times[name]) < LONG_S:
                 times[name].append(seconds(function, device))
     return times
 
@@ -76,8 +75,16 @@ def spread(times: list[float]) -> str:
     return f"{min(times):.4g} to {max(times):.4g}"
 
 
-def peak_flops(device: torch.device, *, size: int, dtype: torch.dtype = torch.bfloat16, repeats: int = 10) -> float:
-    """Operations per second of a large product of random matrices: what there is to reach, as this run finds it."""
+def peak_flops(device: torch.device, *, size: int, dtype: torch.dtype | None = None, repeats: int = 10) -> float:
+    """Operations per second of a large product of random matrices: what there is to reach, as this run finds it.
+
+    Args:
+        device: where.
+        size: rows and columns.
+        dtype: by default what `auto` computes in there: bf16 where the hardware has it, else fp32.
+        repeats: of which the median is taken.
+    """
+    dtype = dtype or resolve_dtype("auto", device)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     for _ in range(3):
         torch.mm(left, right)

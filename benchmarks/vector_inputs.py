@@ -17,43 +17,43 @@ from ralm.model import Model
 from ralm.retriever.embed import embed_texts
 from ralm.retriever.encoder import Encoder
 
-SENTENCE_PARTS, PART_SENTENCES = 7, 15_000
-MEGABYTES = 40
-"""Of the dump, whose sentences they are."""
+FILES, FILE_PIECES = 7, 15_000
+PIECE_WORDS = 12
+"""At most: short texts, so that a hundred thousand are encoded in a minute or two."""
 REAL_WEIGHT = 0.9
 HELD_OUT = 2048
-"""Sentences that are asked."""
+"""Pieces that are asked."""
 
 
 def real_vectors(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
-    """Sentences of Wikipedia as MiniLM sees them (float16), and others of the same articles to ask for them (float32).
+    """Pieces of Wikipedia's sentences as MiniLM sees them (float16), and others of the same articles (float32) to ask.
 
-    105,000 different sentences of 6 to 60 words; every 51st is a question and not among the vectors. Made ones in a
-    small run.
+    105,000 different pieces of 6 to 12 words; every 51st is a question and not among the vectors. Made ones in a small
+    run.
     """
     if bench.small:
         made_ND = made_vectors(4000 + 64, 32)
         return made_ND[:4000].astype(np.float16), made_ND[4000:]
-    parts = [_embedded(bench, f"part-{part}") for part in range(SENTENCE_PARTS)]
+    parts = [_embedded(bench, f"part-{part}") for part in range(FILES)]
     all_ND = np.concatenate(parts)
     is_asked_N = np.arange(len(all_ND)) % 51 == 25
     return all_ND[~is_asked_N], all_ND[is_asked_N][:HELD_OUT].astype(np.float32)
 
 
 def foreign_questions(bench: Bench) -> np.ndarray:
-    """2,048 sentences of other articles, whose subjects are not among the vectors (float32)."""
+    """2,048 pieces of other articles, whose subjects are not among the vectors (float32)."""
     return made_vectors(64, 32, seed=9) if bench.small else _embedded(bench, "questions").astype(np.float32)
 
 
 def _embedded(bench: Bench, name: str) -> np.ndarray:
-    """A part of the sentences, embedded once."""
-    path = bench.work / "sentence-vectors" / f"{name}.npy"
+    """A part of the pieces, embedded once."""
+    path = bench.work / "pieces" / f"{name}.npy"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        asked, kept = _sentences(bench)
+        asked, kept = _pieces(bench)
         texts = asked
         if name != "questions":
-            texts = kept[int(name.removeprefix("part-")) * PART_SENTENCES :][:PART_SENTENCES]
+            texts = kept[int(name.removeprefix("part-")) * FILE_PIECES :][:FILE_PIECES]
         _save(path, _embed(quickstart_model(bench), texts))
     found: np.ndarray = np.load(path)
     return found
@@ -68,8 +68,9 @@ def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
     question, of as many real ones in 63 (with 0.8 in 77, with 0.95 in 65).
     """
     count = 8000 if bench.small else count
-    path = bench.work / f"spread-vectors-{count}-{REAL_WEIGHT}.npy"
+    path = bench.work / "pieces" / f"spread-{count}-{REAL_WEIGHT}.npy"
     if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
         real_ND = real_vectors(bench)[0].astype(np.float32)
         scale_DD = np.linalg.cholesky(np.cov(real_ND.T) + 1e-6 * np.eye(real_ND.shape[1])).astype(np.float32)
         generator, made_ND = np.random.default_rng(6), np.empty((count, real_ND.shape[1]), np.float16)
@@ -93,24 +94,27 @@ def made_vectors(count: int, size: int, *, seed: int = 7) -> np.ndarray:
     return (vector_ND / np.linalg.norm(vector_ND, axis=1, keepdims=True)).astype(np.float32)
 
 
-def _sentences(bench: Bench) -> tuple[list[str], list[str]]:
+def _pieces(bench: Bench) -> tuple[list[str], list[str]]:
     """Those of every 20th article, which are only asked, and those of the others."""
-    places = [place for place, _ in open_artifact(passages(bench, MEGABYTES), "passages").tables()]
+    places = [place for place, _ in open_artifact(passages(bench), "passages").tables()]
     table = read_table(places, "passages/1", ["page_id", "text"])
     asked: dict[str, None] = {}
     kept: dict[str, None] = {}
     for page, text in zip(table["page_id"].to_pylist(), table["text"].to_pylist(), strict=True):
         for sentence in re.split(r"(?<=[.!?]) +(?=[A-Z])", text):
-            if 6 <= len(sentence.split()) <= 60:
-                (asked if page % 20 == 0 else kept)[sentence] = None
-    return [sentence for sentence in asked if sentence not in kept][:HELD_OUT], list(kept)
+            words = sentence.split()
+            count = -(-len(words) // PIECE_WORDS)
+            for part in range(count if len(words) >= 6 else 0):
+                piece = " ".join(words[len(words) * part // count : len(words) * (part + 1) // count])
+                (asked if page % 20 == 0 else kept)[piece] = None
+    return [piece for piece in asked if piece not in kept][:HELD_OUT], list(kept)
 
 
 def _embed(model: Model, texts: list[str]) -> np.ndarray:
     device = torch.device("cpu")
     dtype = resolve_dtype("auto", device)
     encoder = Encoder.load(model.passage_encoder_folder, model.retriever, device=device, dtype=dtype)
-    return embed_texts(encoder, texts, max_tokens=128).astype(np.float16)
+    return embed_texts(encoder, texts, max_tokens=64).astype(np.float16)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -1,9 +1,9 @@
 """Approximate search with exact re-ranking from the mapped matrix, against faiss's exact search and its HNSW graph.
 
-A million made vectors (`vector_inputs.spread_vectors`) and 102,942 real ones, of sentences of Wikipedia, asked with
-other sentences of the same articles, 256 at once, on all cores in every way. How far is looked (lists, candidates,
+A million made vectors (`vector_inputs.spread_vectors`) and 102,942 real ones, of pieces of Wikipedia's sentences, asked
+with other pieces of the same articles, 256 at once, on all cores in every way. How far is looked (lists, candidates,
 nodes of the graph) is chosen on half of the questions, the fastest way with recall@10 of at least 0.99; times and
-recall are those of the other half, and the recall for sentences of other articles with the same effort is shown too.
+recall are those of the other half, and the recall for pieces of other articles with the same effort is shown too.
 The reference is faiss's exact index in fp32. Memory: what opening and searching adds to the process, codes, centroids
 and row ids, and the size of the file where that is more; 8 bytes for a passage id are added. The matrix stays on the
 disk and in the page cache.

@@ -10,8 +10,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as command
+from benchmarks import machine
 from benchmarks.goals import GOALS, Goal
 from benchmarks.plots import goals_plot
 from benchmarks.suite import ROWS, Bench, check_goals, goal_table, measure_apart
@@ -87,3 +89,12 @@ def test_the_table_and_the_plot_say_the_same() -> None:
     assert len(bars) == 2
     assert ends[0] > goal_x > ends[1]
     assert bars[0]["fill"] != bars[1]["fill"]
+
+
+def test_long_ways_are_called_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as often as it is to be, or three times, whatever the others take."""
+    monkeypatch.setattr(machine, "seconds", lambda function, device: function())
+    ways = {"short": lambda: 1.0, "long": lambda: 14.0, "longest": lambda: 100.0}
+    times = machine.interleaved(ways, torch.device("cpu"), 5)
+    assert {name: len(found) for name, found in times.items()} == {"short": 5, "long": 3, "longest": 3}
+    assert len(machine.interleaved(ways, torch.device("cpu"), 2)["longest"]) == 2
