@@ -82,6 +82,14 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of main memory on a device; a GPU copies it when its turn comes, and nobody waits for that.
+
+    A plain `to` waits until the GPU has done all that it was given before.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class HostCopy:
     """A tensor on its way to main memory: the device goes on computing meanwhile.
 

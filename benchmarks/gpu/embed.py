@@ -27,6 +27,7 @@ from benchmarks.gpu.made_models import write_bert, write_t5
 from benchmarks.gpu.passages import passage_table, write_passages
 from benchmarks.machine import describe, interleaved, median, peak_flops, pick_device, seconds, spread
 from benchmarks.peers import sentence_transformer
+from components.embed.config import EmbedConfig
 from components.embed.stage import embed
 from ralm.artifacts.manifest import open_artifact
 from ralm.artifacts.tables import read_table
@@ -38,7 +39,8 @@ from ralm.retriever.embed import TokenizedTexts, encode_tokens, tokenize_texts
 from ralm.retriever.encoder import Encoder
 from ralm.retriever.vectors import binary_column, read_vectors
 
-BLOCK = 32768
+PART = 32768
+"""Passages that the parts are measured with."""
 PEER_BATCHES = (32, 512)
 
 
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--bert-vocab", type=Path, help="vocab.txt of BERT; default: made from the texts")
     parser.add_argument("--size", type=int, default=262_144)
     parser.add_argument("--peer-size", type=int, default=16_384)
+    parser.add_argument("--block", type=int, default=EmbedConfig().block_passages, help="passages sorted at a time")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a tiny model and few passages, also on a CPU")
     given = parser.parse_args(argv)
@@ -76,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             passages=str(given.work / "passages"),
             model=str(given.work / "model"),
             embeddings=str(given.work / "vectors"),
+            config=EmbedConfig(block_passages=given.block),
         )
 
     stages = {"ralm embed, whole stage": stage}
@@ -94,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     _, vector_ND = read_vectors(str(next((given.work / "vectors").glob("*.parquet"))))
     tokens = print_rates(times, given, encoder, texts, peak)
     print_parts(
-        encoder, texts_of(str(given.work / "passages"), model, min(BLOCK, given.size)), given.work, device, peak
+        encoder, texts_of(str(given.work / "passages"), model, min(PART, given.size)), given.work, device, peak
     )
     if peers:
         print(f"least cosine to the peer's vectors: {least_cosine(vector_ND[: len(texts)], encode(texts, 512)):.5f}")

@@ -21,7 +21,7 @@ class EmbedConfig:
     token_budget: int = 0
     """Tokens in a batch, padding included; 0: 4,096 on a CPU, 98,304 on a GPU. It changes the speed, not the result."""
 
-    block_passages: int = 32768
+    block_passages: int = 8192
     """Passages held in memory and sorted by length at a time."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ralm.device import each_on_a_core
+from ralm.device import each_on_a_core, to_device
 from ralm.log import progress
 from ralm.retriever.config import RetrieverConfig
 from ralm.retriever.encoder import Encoder
@@ -101,7 +101,7 @@ def encode_tokens(
     packed = encoder.packed(budget) if len(tokens.ids) >= PACKED_FROM else None
     if packed is not None:
         return _encode_packed(encoder, packed, tokens, budget, bar)
-    ids, order_N = tokens.ids.to(device, non_blocking=True), torch.from_numpy(tokens.order).to(device)
+    ids, order_N = tokens.ids.to(device, non_blocking=True), to_device(torch.from_numpy(tokens.order), device)
     vector_ND = torch.empty((len(tokens.order), encoder.dimension), device=device)
     place = 0
     for rows_B in length_batches(tokens.lengths, token_budget or default_token_budget(device)):
@@ -118,7 +118,7 @@ def _encode_packed(
     encoder: Encoder, packed: PackedBert, tokens: TokenizedTexts, token_budget: int, bar: progress
 ) -> Tensor:
     device = encoder.device
-    ids, order_N = tokens.ids.to(device, non_blocking=True), torch.from_numpy(tokens.order).to(device)
+    ids, order_N = tokens.ids.to(device, non_blocking=True), to_device(torch.from_numpy(tokens.order), device)
     vector_ND = torch.empty((len(tokens.order), encoder.dimension), device=device)
     end_N = np.concatenate([[0], np.cumsum(tokens.lengths)])
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
-from ralm.device import take_any_shape
+from ralm.device import take_any_shape, to_device
 from ralm.errors import ArtifactError
 from ralm.pretrained import load_config, load_weights
 from ralm.retriever.config import RetrieverConfig
@@ -120,11 +120,11 @@ class Encoder(nn.Module):
         padded_BL = np.full((len(ids), longest), self.pad_id, dtype=np.int64)
         for row, values in enumerate(ids):
             padded_BL[row, : len(values)] = values
-        input_ids_BL = torch.from_numpy(padded_BL).to(self.device)
+        input_ids_BL = to_device(torch.from_numpy(padded_BL), self.device)
         if int(lengths.min()) == longest:
             return input_ids_BL, None
-        mask_BL = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64)).to(self.device)
-        return input_ids_BL, mask_BL
+        mask_BL = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64))
+        return input_ids_BL, to_device(mask_BL, self.device)
 
     def save(self, folder: Path) -> None:
         """Write weights, architecture and tokenizer, so that `load` gives the same encoder."""

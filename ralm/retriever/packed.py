@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
-from ralm.device import has_flash_attention
+from ralm.device import has_flash_attention, to_device
 
 SCORES_AT_ONCE = 2**16
 """Attention scores of a head that are computed at a time; they stay in a core's cache."""
@@ -89,8 +89,7 @@ class PackedBert:
         runs = [(length, sum(1 for _ in group)) for length, group in itertools.groupby(length_B.tolist())]
         sizes = [length * count for length, count in runs]
         end_B = torch.from_numpy(np.concatenate([[0], np.cumsum(length_B)]).astype(np.int32))
-        if ids_T.is_cuda:
-            end_B = end_B.pin_memory().to(ids_T.device, non_blocking=True)
+        end_B = to_device(end_B, ids_T.device)
         text_T = torch.repeat_interleave(end_B.diff(), output_size=len(ids_T))
         place_T = self._first_place + torch.arange(len(ids_T), device=ids_T.device) - end_B[text_T]
         with torch.autocast(ids_T.device.type, enabled=False):
