@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from ralm.device import best_device, resolve_dtype
+from ralm.device import best_device, has_fast_bf16, resolve_dtype
 
 GB = 1e9
 LEAST_REPEATS, LONG_S = 3, 40.0
@@ -32,6 +32,11 @@ def pick_device(*, small: bool) -> torch.device:
     if device.type != "cuda" and not small:
         raise SystemExit("this benchmark needs a CUDA device; --small runs it in a tiny size on a CPU")
     return device
+
+
+def is_slow() -> bool:
+    """True on processors without bf16 units, where models take several times as long: rows take fewer texts there."""
+    return not has_fast_bf16(torch.device("cpu"))
 
 
 def synchronize(device: torch.device) -> None:

@@ -97,9 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     times = interleaved({**stages, **peers}, device, given.repeats)
     _, vector_ND = read_vectors(str(next((given.work / "vectors").glob("*.parquet"))))
     tokens = print_rates(times, given, encoder, texts, peak)
-    print_parts(
-        encoder, texts_of(str(given.work / "passages"), model, min(PART, given.size)), given.work, device, peak
-    )
+    print_parts(encoder, texts_of(str(given.work / "passages"), model, min(PART, given.size)), given.work, device, peak)
     if peers:
         print(f"least cosine to the peer's vectors: {least_cosine(vector_ND[: len(texts)], encode(texts, 512)):.5f}")
     print(f"mean tokens of a passage: {tokens:.1f}")

@@ -19,7 +19,7 @@ import torch
 from benchmarks import inputs
 from benchmarks.gpu.embed import least_cosine, operations, silent, texts_of
 from benchmarks.gpu.passages import passage_table, write_passages
-from benchmarks.machine import cpu_seconds, interleaved, median, peak_flops, spread
+from benchmarks.machine import cpu_seconds, interleaved, is_slow, median, peak_flops, spread
 from benchmarks.peers import atlas_embed, sentence_transformer
 from benchmarks.suite import Bench, Measured
 from components.embed.stage import embed
@@ -38,13 +38,13 @@ WARM_EVERY = 16
 def measure_minilm(bench: Bench) -> Measured:
     """E1: MiniLM with its real weights, 2,048 real passages."""
     size = 64 if bench.small else 2048
-    return measure(bench, inputs.quickstart_model(bench), size=size, peer=min(256, size), atlas=min(256, size))
+    return measure(bench, inputs.quickstart_model(bench), size=size, peer=min(256, size), atlas=min(128, size))
 
 
 def measure_base(bench: Bench) -> Measured:
     """E2: a BERT of 12 layers with 768 values; random weights, since only speed is asked."""
-    size = 64 if bench.small else 256
-    return measure(bench, inputs.base_model(bench), size=size, peer=min(128, size), atlas=min(128, size))
+    size = 64 if bench.small else 128 if is_slow() else 512
+    return measure(bench, inputs.base_model(bench), size=size, peer=0, atlas=min(128, size))
 
 
 def measure(bench: Bench, model: Model, *, size: int, peer: int, atlas: int) -> Measured:
@@ -54,7 +54,7 @@ def measure(bench: Bench, model: Model, *, size: int, peer: int, atlas: int) -> 
         bench: where and how often.
         model: whose passage encoder it is.
         size: passages that we embed.
-        peer: of them, those that sentence-transformers embeds.
+        peer: of them, those that sentence-transformers embeds; 0: it is left out.
         atlas: of them, those that are embedded in the Atlas way.
     """
     source = str(bench.work / f"passages-of-{size}")
@@ -113,7 +113,7 @@ def peers(model: Model, peer: int, atlas: int) -> list[tuple[str, int, Callable[
     """Name, number of passages and function of each peer that is installed."""
     folder, settings = model.passage_encoder_folder, model.retriever
     found: list[tuple[str, int, Callable[[Sequence[str]], np.ndarray]]] = []
-    if importlib.util.find_spec("sentence_transformers"):
+    if peer and importlib.util.find_spec("sentence_transformers"):
         encode = sentence_transformer.load(folder, CPU, torch.float32, settings.max_passage_tokens)
         found.append(("sentence_transformers", peer, lambda texts: encode(texts, 32)))
     found.append(("atlas_way", atlas, atlas_embed.load(folder, normalize=settings.normalize)))
@@ -130,7 +130,7 @@ def stratified(lengths_N: np.ndarray, size: int) -> np.ndarray:
 def measure_tokenizing(bench: Bench) -> Measured:
     """T1: the share of tokenizing in the CPU time of embedding."""
     model = inputs.quickstart_model(bench)
-    size = 64 if bench.small else 2048
+    size = 64 if bench.small else 512
     source = str(bench.work / f"passages-of-{size}")
     write_passages(source, passage_table(inputs.passages(bench), size))
     texts, encoder = texts_of(source, model, size), load(model, resolve_dtype("auto", CPU))

@@ -82,7 +82,7 @@ def passages(bench: Bench) -> Ways:
         embed(passages=source, model=str(model.folder), embeddings=str(made))
 
     ways = {}
-    for size in (16, 32, 64) if bench.small else (512, 1024, 2048):
+    for size in (16, 32, 64) if bench.small else (256, 512, 1024):
         source = str(bench.work / f"passages-of-{size}")
         write_passages(source, passage_table(inputs.passages(bench), size))
         ways[size] = functools.partial(stage, source)

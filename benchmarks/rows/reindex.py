@@ -34,7 +34,7 @@ def measure(bench: Bench) -> Measured:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     model = str(inputs.quickstart_model(bench).folder)
-    dump = write_made_dump(work / "dump.xml.bz2", 60) if bench.small else inputs.wikipedia(bench, 4)
+    dump = write_made_dump(work / "dump.xml.bz2", 60) if bench.small else inputs.wikipedia(bench, 2 if is_slow() else 4)
     settings = builds.Settings(model, ["flat"], "fp32" if bench.small else "auto")
     questions, k = (20, 10) if bench.small else (200, 100)
     unchanged, edited = builds.measure(dump, work, settings, [0, EDITED_PERCENT], questions, k, seed=0)

@@ -55,7 +55,7 @@ def measure(bench: Bench) -> Measured:
     """Train for some updates in each mode."""
     model, passages = inputs.quickstart_model(bench), inputs.passages(bench)
     place = made_index(bench, model, passages)
-    plain = TrainingConfig(num_steps=2 if bench.small else 4, num_passages=3 if bench.small else 20)
+    plain = TrainingConfig(num_steps=2 if bench.small else 3, num_passages=3 if bench.small else 20)
     figures: dict[str, float] = {"vectors": float(open_artifact(place, "index").manifest.rows)}
     table = ["| run | s for an update | waiting, ms | share | not in any part, share |", "|---|---|---|---|---|"]
     for name, changes in RUNS.items():
