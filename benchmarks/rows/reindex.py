@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import inputs
 from benchmarks import reindex as builds
+from benchmarks.machine import is_slow
 from benchmarks.made_dump import write_made_dump
 from benchmarks.suite import Bench, Measured
 
@@ -34,7 +35,8 @@ def measure(bench: Bench) -> Measured:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     model = str(inputs.quickstart_model(bench).folder)
-    dump = write_made_dump(work / "dump.xml.bz2", 60) if bench.small else inputs.wikipedia(bench, 2 if is_slow() else 4)
+    megabytes = 2 if is_slow() else 4
+    dump = write_made_dump(work / "dump.xml.bz2", 60) if bench.small else inputs.wikipedia(bench, megabytes)
     settings = builds.Settings(model, ["flat"], "fp32" if bench.small else "auto")
     questions, k = (20, 10) if bench.small else (200, 100)
     unchanged, edited = builds.measure(dump, work, settings, [0, EDITED_PERCENT], questions, k, seed=0)
