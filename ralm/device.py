@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -13,6 +14,7 @@ import torch
 
 from ralm.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -138,6 +140,8 @@ def has_flash_attention(device: torch.device, dtype: torch.dtype, head_size: int
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Turn a precision setting into a dtype; `RALM_PRECISION` (auto, bf16 or fp32) replaces `auto`.
 
+    A bf16 that the hardware has no units for is what was asked for; a line in the log says that it takes long.
+
     Raises:
         ConfigError: the setting or `RALM_PRECISION` is none of these.
     """
@@ -147,6 +151,8 @@ def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
             raise ConfigError(f"precision: expected auto, bf16 or fp32, found {precision!r}")
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
+    elif precision == "bf16" and not has_fast_bf16(device):
+        logger.warning("precision bf16: this %s has no units for it and takes many times as long as fp32", device.type)
     return DTYPES[precision]
 
 

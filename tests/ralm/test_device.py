@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ralm import device
 from ralm.device import best_device, each_on_a_core, resolve_dtype
 from ralm.errors import ConfigError
 
@@ -28,6 +29,21 @@ def test_without_a_gpu_it_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="expected a device such as cpu or cuda:0, found 'abacus'"):
         best_device()
     assert resolve_dtype("fp32", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_bf16_without_units_for_it_is_told(
+    is_fast: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was silently fifty times slower on processors without AVX-512."""
+    monkeypatch.setattr(device, "has_fast_bf16", lambda _: is_fast)
+    monkeypatch.delenv("RALM_PRECISION", raising=False)
+    caplog.set_level("WARNING", logger=device.__name__)
+    assert resolve_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if is_fast else torch.float32)
+    assert resolve_dtype("fp32", torch.device("cpu")) == torch.float32
+    assert not caplog.records
+    assert resolve_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+    assert ["this cpu has no units" in record.getMessage() for record in caplog.records] == [True] * (not is_fast)
 
 
 @pytest.mark.parametrize("folder", ["ralm", "components", "pipelines"])
