@@ -15,6 +15,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import LEAST_REPEATS, LONG_S
 from benchmarks.plots import goals_plot
 from benchmarks.suite import ROWS, Bench, check_goals, goal_table, measure_apart, peer_versions
 from ralm import tracking
@@ -86,12 +87,13 @@ def describe(run: dict[str, Any]) -> list[str]:
     limits = run["rows"].get("limits", {}).get("table", [])
     failed = [f"{row}: {found['error']}" for row, found in run["rows"].items() if "error" in found]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    medians = f"medians of {run['repeats']}, of {LEAST_REPEATS} where these take {LONG_S:g} s"
     total = sum(found["seconds"] for found in run["rows"].values())
     return [
         f"## {run['time'].partition('T')[0]}: benchmark suite{' (tiny sizes: no figures)' if run['small'] else ''}",
         "",
         f"`python -m benchmarks`, begun at {run['time']} UTC, {total / 60:.0f} minutes; {run['machine']}; load before "
-        f"{run['load_before']}; medians of {run['repeats']}. {versions}.",
+        f"{run['load_before']}; {medians}. {versions}.",
         "",
         *goal_table(run["goals"]),
         "",

@@ -16,7 +16,7 @@ from ralm.device import best_device, has_fast_bf16, resolve_dtype
 
 GB = 1e9
 LEAST_REPEATS, LONG_S = 3, 40.0
-"""A way whose calls took this long together is called no more after so many."""
+"""A way whose first three calls took this long together is not called again."""
 T = TypeVar("T")
 
 
@@ -60,12 +60,12 @@ def interleaved(ways: Mapping[str, Callable[[], object]], device: torch.device, 
     Args:
         ways: what to call, by name.
         device: what they compute on.
-        repeats: how often each is called; three times where these take long.
+        repeats: how often each is called; at most three times if these take `LONG_S`.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats):
         for name, function in ways.items():
-            if turn < LEAST_REPEATS or sum(times[name]) < LONG_S:
+            if turn < LEAST_REPEATS or sum(times[name][:LEAST_REPEATS]) < LONG_S:
                 times[name].append(seconds(function, device))
     return times
 

@@ -1,4 +1,4 @@
-"""Vectors to search: real ones of sentences, and more that are made of them."""
+"""Vectors to search: real ones of pieces of sentences, and more that are made of them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def real_vectors(bench: Bench) -> tuple[np.ndarray, np.ndarray]:
     return all_ND[~is_asked_N], all_ND[is_asked_N][:HELD_OUT].astype(np.float32)
 
 
+def folder_of(bench: Bench) -> Path:
+    """Where vectors of these pieces, and what is made of them, are kept for the next run."""
+    folder = bench.work / f"pieces-of-{PIECE_WORDS}-words"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def foreign_questions(bench: Bench) -> np.ndarray:
     """2,048 pieces of other articles, whose subjects are not among the vectors (float32)."""
     return made_vectors(64, 32, seed=9) if bench.small else _embedded(bench, "questions").astype(np.float32)
@@ -47,9 +54,8 @@ def foreign_questions(bench: Bench) -> np.ndarray:
 
 def _embedded(bench: Bench, name: str) -> np.ndarray:
     """A part of the pieces, embedded once."""
-    path = bench.work / "pieces" / f"{name}.npy"
+    path = folder_of(bench) / f"{name}.npy"
     if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
         asked, kept = _pieces(bench)
         texts = asked
         if name != "questions":
@@ -64,13 +70,12 @@ def spread_vectors(bench: Bench, count: int = 1_000_000) -> np.ndarray:
 
     Scaled to length 1. z is normal with the covariance of the real vectors and of length 1, so that noise points where
     other vectors are and the made ones lie in the clusters of the real ones. With the weight 0.9 they are as hard to
-    find as real ones: of 50,000 in 195 lists, 99 % of the true ten of 1,024 foreign questions are in 64 lists a
-    question, of as many real ones in 63 (with 0.8 in 77, with 0.95 in 65).
+    find as real ones; of whole sentences: of 50,000 in 195 lists, 99 % of the true ten of 1,024 foreign questions are
+    in 64 lists a question, of as many real ones in 63 (with 0.8 in 77, with 0.95 in 65).
     """
     count = 8000 if bench.small else count
-    path = bench.work / "pieces" / f"spread-{count}-{REAL_WEIGHT}.npy"
+    path = folder_of(bench) / f"spread-{count}-{REAL_WEIGHT}.npy"
     if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
         real_ND = real_vectors(bench)[0].astype(np.float32)
         scale_DD = np.linalg.cholesky(np.cov(real_ND.T) + 1e-6 * np.eye(real_ND.shape[1])).astype(np.float32)
         generator, made_ND = np.random.default_rng(6), np.empty((count, real_ND.shape[1]), np.float16)

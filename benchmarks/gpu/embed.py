@@ -8,7 +8,7 @@ timed, with its default batch and with a large one, on fewer passages. Both get 
 of tokens. The parts of the stage are measured by themselves afterwards; in the stage they go on at the same time.
 
 Shares of the peak: operations of the tokens that are there, padding not counted, over those of a large product of
-random bf16 matrices in the same run.
+random matrices in the same run and number format.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from components.embed.config import EmbedConfig
 from components.embed.stage import embed
 from ralm.artifacts.manifest import open_artifact
 from ralm.artifacts.tables import read_table
-from ralm.device import HostCopy, resolve_dtype
+from ralm.device import HostCopy, precision_name, resolve_dtype
 from ralm.log import progress
 from ralm.model import Model, open_model
 from ralm.model_build import build_model
@@ -39,8 +39,6 @@ from ralm.retriever.embed import TokenizedTexts, encode_tokens, tokenize_texts
 from ralm.retriever.encoder import Encoder
 from ralm.retriever.vectors import binary_column, read_vectors
 
-PART = 32768
-"""Passages that the parts are measured with."""
 PEER_BATCHES = (32, 512)
 
 
@@ -66,11 +64,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{describe(device)}; {given.size:,} passages, the peer {given.peer_size:,}; {given.repeats} repeats",
         flush=True,
     )
-    peak = peak_flops(device, size=256 if given.small else 8192)
     texts = texts_of(str(given.work / "passages"), model, given.peer_size)
-    encoder = Encoder.load(
-        model.passage_encoder_folder, model.retriever, device=device, dtype=resolve_dtype("auto", device)
-    )
+    dtype = resolve_dtype("auto", device)
+    peak = peak_flops(device, size=256 if given.small else 8192, dtype=dtype)
+    encoder = Encoder.load(model.passage_encoder_folder, model.retriever, device=device, dtype=dtype)
 
     def stage() -> None:
         shutil.rmtree(given.work / "vectors", ignore_errors=True)
@@ -97,7 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     times = interleaved({**stages, **peers}, device, given.repeats)
     _, vector_ND = read_vectors(str(next((given.work / "vectors").glob("*.parquet"))))
     tokens = print_rates(times, given, encoder, texts, peak)
-    print_parts(encoder, texts_of(str(given.work / "passages"), model, min(PART, given.size)), given.work, device, peak)
+    print_parts(
+        encoder, texts_of(str(given.work / "passages"), model, min(given.block, given.size)), given.work, device, peak
+    )
     if peers:
         print(f"least cosine to the peer's vectors: {least_cosine(vector_ND[: len(texts)], encode(texts, 512)):.5f}")
     print(f"mean tokens of a passage: {tokens:.1f}")
@@ -154,12 +153,12 @@ def print_rates(
         for name, spent in times.items()
     }
     ours = next(iter(rates.values()))
-    print("| way | passages/s | s, least to most | share of the bf16 peak | ours is so many times as fast |")
+    print("| way | passages/s | s, least to most | share of the peak | ours is so many times as fast |")
     print("|---|---|---|---|---|")
     for name, spent in times.items():
         share = rates[name] * per_passage / peak
         print(f"| {name} | {rates[name]:,.0f} | {spread(spent)} | {share:.3f} | {ours / rates[name]:.2f} |")
-    print(f"bf16 peak in this run: {peak / 1e12:.1f} TFLOP/s")
+    print(f"peak in this run: {peak / 1e12:.1f} TFLOP/s in {precision_name(encoder.model.dtype)}")
     return float(lengths_N.mean())
 
 
@@ -181,7 +180,7 @@ def print_parts(encoder: Encoder, texts: list[str], work: Path, device: torch.de
     convert_s = time.perf_counter() - started_at
     write_s = seconds(lambda: (work / "raw.bin").write_bytes(column.buffers()[1]), device)
     useful = operations(encoder, tokens.lengths) / encode_s / peak
-    print("| part, by itself | passages/s | of the bf16 peak |\n|---|---|---|")
+    print("| part, by itself | passages/s | of the peak |\n|---|---|---|")
     print(f"| tokenize ({os.cpu_count()} cores) | {len(texts) / tokenize_s:,.0f} | |")
     print(f"| encode on the device | {len(texts) / encode_s:,.0f} | {useful:.3f} |")
     print(f"| vectors to fp16 | {len(texts) / convert_s:,.0f} | |")

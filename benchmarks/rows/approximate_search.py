@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.machine import cpu_seconds, interleaved, median, spread
 from benchmarks.rows.exact_search import CPU, exact_faiss, search_tuned
 from benchmarks.suite import Bench, Measured
-from benchmarks.vector_inputs import foreign_questions, real_vectors, spread_vectors
+from benchmarks.vector_inputs import folder_of, foreign_questions, real_vectors, spread_vectors
 from ralm.index.approximate import ApproximateSearcher, Effort, build_faiss, read_faiss, resolve_layout
 from ralm.index.config import IndexSettings
 from ralm.index.faiss_import import faiss
@@ -65,7 +65,7 @@ class Built:
 def measure(bench: Bench) -> Measured:
     """S2."""
     real_ND, question_BD = real_vectors(bench)
-    real_path = bench.work / f"real-matrix-{len(real_ND)}.npy"
+    real_path = folder_of(bench) / f"real-matrix-{len(real_ND)}.npy"
     if not real_path.is_file():
         np.save(real_path, real_ND)
     real_figures, real_rows = measure_real(bench, np.load(real_path, mmap_mode="r"), question_BD)
@@ -176,7 +176,7 @@ def build(bench: Bench, vector_ND: np.ndarray, tuning: Asked) -> Built:
 
 def tuned_graph(bench: Bench, vector_ND: np.ndarray, tuning: Asked) -> tuple[Search, int]:
     """An HNSW32 index of whole fp32 vectors, kept in the work folder, and its least ef with the recall."""
-    path = bench.work / f"hnsw{NEIGHBOURS}-{len(vector_ND)}.faiss"
+    path = folder_of(bench) / f"hnsw{NEIGHBOURS}-{len(vector_ND)}.faiss"
     if not path.is_file():
         index = faiss.IndexHNSWFlat(vector_ND.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         index.add(vector_ND.astype(np.float32))

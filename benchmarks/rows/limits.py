@@ -21,7 +21,9 @@ def measure(bench: Bench) -> Measured:
     figures = {}
     for number in sorted({1, cores}):
         with threads(number):
-            for dtype in {torch.float32, resolve_dtype("auto", CPU)}:  # without units of its own bf16 takes minutes
+            for dtype in dict.fromkeys(
+                (torch.float32, resolve_dtype("auto", CPU))
+            ):  # without units of its own bf16 takes minutes
                 rate = peak_flops(CPU, size=size, dtype=dtype)
                 figures[f"{precision_name(dtype)}_gflops_{number}"] = rate / 1e9
             figures[f"read_gb_s_{number}"] = read_bandwidth(num_bytes=1 << (20 if bench.small else 30)) / 1e9

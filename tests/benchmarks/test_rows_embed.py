@@ -17,7 +17,7 @@ from benchmarks.goals import goals_of
 from benchmarks.gpu import made_models
 from benchmarks.rows import embed, limits
 from benchmarks.suite import Bench, Measured
-from ralm.device import has_fast_bf16
+from ralm.device import resolve_dtype
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_a_subset_has_the_lengths_of_all() -> None:
 def test_limits_row(bench: Bench) -> None:
     found = limits.measure(bench)
     assert {"fp32_gflops_1", "read_gb_s_1", "bz2_mb_s_1"} <= found.figures.keys()
-    assert ("bf16_gflops_1" in found.figures) == has_fast_bf16(torch.device("cpu"))
-    assert any("bf16" in line for line in found.table) == has_fast_bf16(torch.device("cpu"))
+    assert ("bf16_gflops_1" in found.figures) == (resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16)
+    assert any("bf16" in line for line in found.table) == (resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16)
     assert all(value > 0 for value in found.figures.values())
 
 

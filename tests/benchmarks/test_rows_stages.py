@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.goals import goals_of
 from benchmarks.made_dump import write_made_dump
@@ -19,6 +20,7 @@ from benchmarks.suite import Bench, Measured
 from ralm.artifacts.tables import read_table
 from ralm.cli import build_parser, normalise_flags
 
+BF16 = torch.bfloat16
 SAME: dict[str, Any] = {
     "encoded": 10,
     "changed": 10,
@@ -55,14 +57,21 @@ def test_a_small_reindex(tmp_path: Path) -> None:
     ids=lambda one: next(iter(one)),
 )
 def test_a_reindex_that_is_no_rebuild_is_noticed(wrong: dict[str, Any]) -> None:
-    assert reindex.figures_of({**SAME, "encoded": 0}, SAME)["is_equal"] == 1.0
-    assert reindex.figures_of(SAME, {**SAME, **wrong})["is_equal"] == 0.0
-    assert reindex.figures_of({**SAME, **wrong}, SAME)["is_equal"] == 0.0
+    assert reindex.figures_of({**SAME, "encoded": 0}, SAME, BF16)["is_equal"] == 1.0
+    assert reindex.figures_of(SAME, {**SAME, **wrong}, BF16)["is_equal"] == 0.0
+    assert reindex.figures_of({**SAME, **wrong}, SAME, BF16)["is_equal"] == 0.0
+
+
+def test_in_fp32_a_reindex_is_held_to_fp32() -> None:
+    close = {**SAME, "score_difference": 1e-6}
+    assert reindex.figures_of(close, close, torch.float32)["is_equal"] == 1.0
+    assert reindex.figures_of(close, {**close, "equal_ids": 0.9995}, torch.float32)["is_equal"] == 0.0
+    assert reindex.figures_of(SAME, close, torch.float32)["is_equal"] == 0.0
 
 
 def test_passages_that_were_encoded_without_need_are_noticed() -> None:
-    assert reindex.figures_of(SAME, {**SAME, "encoded": 20})["encoded_share"] == pytest.approx(0.02)
-    assert reindex.figures_of(SAME, SAME)["unchanged_encoded"] == 10.0
+    assert reindex.figures_of(SAME, {**SAME, "encoded": 20}, BF16)["encoded_share"] == pytest.approx(0.02)
+    assert reindex.figures_of(SAME, SAME, BF16)["unchanged_encoded"] == 10.0
 
 
 def test_a_small_run_of_empty_tasks(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_table_and_the_plot_say_the_same() -> None:
 def test_long_ways_are_called_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each as often as it is to be, or three times, whatever the others take."""
     monkeypatch.setattr(machine, "seconds", lambda function, device: function())
-    ways = {"short": lambda: 1.0, "long": lambda: 14.0, "longest": lambda: 100.0}
+    ways = {"short": lambda: 12.0, "long": lambda: 14.0, "longest": lambda: 100.0}
     times = machine.interleaved(ways, torch.device("cpu"), 5)
     assert {name: len(found) for name, found in times.items()} == {"short": 5, "long": 3, "longest": 3}
     assert len(machine.interleaved(ways, torch.device("cpu"), 2)["longest"]) == 2
