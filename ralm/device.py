@@ -134,7 +134,7 @@ def has_flash_attention(device: torch.device, dtype: torch.dtype, head_size: int
     """True where torch has flash attention over texts that lie one after the other, whatever their lengths."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_size % 8 or head_size > 256:
         return False
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -151,8 +151,8 @@ def resolve_dtype(precision: Precision, device: torch.device) -> torch.dtype:
             raise ConfigError(f"precision: expected auto, bf16 or fp32, found {precision!r}")
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
-    elif precision == "bf16" and not has_fast_bf16(device):
-        logger.warning("precision bf16: this %s has no units for it and takes many times as long as fp32", device.type)
+    elif precision == "bf16" and device.type in ("cpu", "cuda") and not has_fast_bf16(device):
+        logger.warning("precision bf16: found no units for it on this %s, where it takes longer than fp32", device.type)
     return DTYPES[precision]
 
 

@@ -1,9 +1,9 @@
 """A BERT's forward pass over texts that lie one after the other, without a token of padding.
 
 Made for many texts at a time: queries, keys and values are one product, and products are fused with bias, GELU and
-residual sum. On a CPU the weights are laid out anew for oneDNN (docs/decisions/0012); on a GPU a bias before a residual
-sum is part of these states already, and GELU is its tanh form. Attention is computed for runs of equally long texts,
-or for all texts at once where a GPU has flash attention.
+residual sum (docs/decisions/0012). On a CPU the weights are laid out anew for oneDNN; on a GPU a bias before a residual
+sum is part of these states already, and in bf16 and fp16 GELU is its tanh form. Attention is computed for runs of
+equally long texts, or for all texts at once where a GPU has flash attention.
 
 Shapes: `T` tokens of a batch, `B` texts of it, `N` texts of a run, `L` tokens of each of these, `D` values of a token.
 """
@@ -48,7 +48,7 @@ def can_pack(model: Any, dtype: torch.dtype) -> bool:
 
 
 class PackedBert:
-    """The weights of a BERT-like encoder, laid out for `forward`; a copy, which later updates do not reach.
+    """The weights of a BERT-like encoder, laid out for `forward`; for one call, since updates do not reach it.
 
     Args:
         model: one for which `can_pack` holds.
@@ -56,22 +56,21 @@ class PackedBert:
         batch_tokens: T of most batches.
     """
 
+    @torch.no_grad()
     def __init__(self, model: Any, dtype: torch.dtype, batch_tokens: int) -> None:
         config, embeddings = model.config, model.embeddings
-        self._dtype, self._heads, self._epsilon = dtype, int(config.num_attention_heads), float(config.layer_norm_eps)
+        self._dtype, self._heads = dtype, int(config.num_attention_heads)
         is_shifted = config.model_type in _WITH_PADDED_POSITIONS
         self._first_place = int(config.pad_token_id) + 1 if is_shifted else 0
         self._words = embeddings.word_embeddings.weight.detach()
         kinds = embeddings.token_type_embeddings.weight[0]
         self._places = (embeddings.position_embeddings.weight.float() + kinds.float()).detach()
-        layers = list(model.encoder.layer)
-        # On a GPU the states that a product is added to have its bias in them already: the norm before adds it.
-        moved = [layer.attention.output.dense.bias if _is_on_gpu(self._words) else None for layer in layers]
-        self._norm = _norm(embeddings.LayerNorm, torch.float32, moved[0])
-        self._layers = [
-            _Layer(layer, self._heads, dtype, batch_tokens, following)
-            for layer, following in zip(layers, [*moved[1:], None], strict=True)
-        ]
+        self._norm = norm = _Norm(embeddings.LayerNorm, torch.float32)
+        self._layers: list[_Layer] = []
+        with torch.autocast(model.device.type, enabled=False):
+            for layer in model.encoder.layer:
+                self._layers.append(_Layer(layer, norm, self._heads, dtype, batch_tokens))
+                norm = self._layers[-1].second_norm
         size = int(config.hidden_size) // self._heads
         self._has_flash = has_flash_attention(model.device, dtype, size)
 
@@ -96,8 +95,8 @@ class PackedBert:
             embedded_TD = self._words[ids_T.long()].float() + self._places[place_T]
             if not ids_T.is_cuda:
                 embedded_TD = functional.pad(embedded_TD, (0, 0, 0, -len(ids_T) % ROWS_TOGETHER))
-            state_TD = self._normed(embedded_TD, self._norm).to(self._dtype)
-            context_TD = torch.zeros_like(state_TD)
+            state_TD = self._norm(embedded_TD).to(self._dtype)
+            context_TD = state_TD if self._has_flash else torch.zeros_like(state_TD)
             for layer in self._layers:
                 projected = layer.query_key_value(state_TD)
                 if self._has_flash:
@@ -106,33 +105,55 @@ class PackedBert:
                     parts = _runs(projected, sizes), _runs(context_TD, sizes), runs
                     for of_run, context, (length, _) in zip(*parts, strict=True):
                         attend(of_run, context, length, self._heads)
-                state_TD = self._normed(layer.output.plus(context_TD, state_TD), layer.first_norm)
-                state_TD = self._normed(layer.second.plus(layer.first.gelu(state_TD), state_TD), layer.second_norm)
+                state_TD = layer.first_norm(layer.output.plus(context_TD, state_TD))
+                state_TD = layer.second_norm(layer.second.plus(layer.first.gelu(state_TD), state_TD))
         by_run = zip(_runs(state_TD, sizes), runs, strict=True)
         return [part.view(-1, length, part.shape[1]) for part, (length, _) in by_run]
 
-    def _normed(self, state_TD: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
-        return functional.layer_norm(state_TD, state_TD.shape[1:], *norm, self._epsilon)
-
 
 class _Layer:
-    """A layer's products and norms; the queries' product is divided by the root of a head's size already."""
+    """A layer's products and norms; the queries' product is divided by the root of a head's size already.
 
-    def __init__(
-        self, layer: Any, heads: int, dtype: torch.dtype, batch_tokens: int, following_bias: Tensor | None
-    ) -> None:
-        attention, output, second = layer.attention.self, layer.attention.output.dense, layer.output.dense
+    Args:
+        layer: of the library's model.
+        before: the norm whose result the layer takes; on a GPU the first bias before a sum moves into it.
+        heads: of its attention.
+        dtype: of products and states.
+        batch_tokens: T of most batches.
+    """
+
+    def __init__(self, layer: Any, before: _Norm, heads: int, dtype: torch.dtype, batch_tokens: int) -> None:
+        attention, output = layer.attention.self, layer.attention.output.dense
         scale = (attention.query.out_features // heads) ** -0.5
         parts = [_weight_and_bias(part) for part in (attention.query, attention.key, attention.value)]
         parts[0] = parts[0][0] * scale, parts[0][1] * scale
         joined = torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])
-        moved = (output.bias, second.bias) if _is_on_gpu(output.bias) else (None, None)
-        self.query_key_value = _Product(*_without(joined, moved[0]), dtype, batch_tokens)
+        first, second = _weight_and_bias(layer.intermediate.dense), layer.output.dense
+        self.first_norm = _Norm(layer.attention.output.LayerNorm, dtype)
+        self.second_norm = _Norm(layer.output.LayerNorm, dtype)
+        if _is_on_gpu(output.weight):
+            joined = _without(joined, before.add(output.bias), dtype)
+            first = _without(first, self.first_norm.add(second.bias), dtype)
+        self.query_key_value = _Product(*joined, dtype, batch_tokens)
         self.output = _Product(*_weight_and_bias(output), dtype, batch_tokens)
-        self.first = _Product(*_without(_weight_and_bias(layer.intermediate.dense), moved[1]), dtype, batch_tokens)
+        self.first = _Product(*first, dtype, batch_tokens)
         self.second = _Product(*_weight_and_bias(second), dtype, batch_tokens)
-        self.first_norm = _norm(layer.attention.output.LayerNorm, dtype, moved[1])
-        self.second_norm = _norm(layer.output.LayerNorm, dtype, following_bias)
+
+
+class _Norm:
+    """A layer norm, and what is added to its result."""
+
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+        self._weight, self._exact, self._epsilon = norm.weight.detach().to(dtype), norm.bias.float(), norm.eps
+        self._bias = self._exact.to(dtype)
+
+    def add(self, moved: Tensor) -> Tensor:
+        """Add something to all results from now on; by what they are more, rounding included, in fp32."""
+        self._bias = (self._exact + moved.float()).to(self._bias.dtype)
+        return self._bias.float() - self._exact
+
+    def __call__(self, state_TD: Tensor) -> Tensor:
+        return functional.layer_norm(state_TD, state_TD.shape[1:], self._weight, self._bias, self._epsilon)
 
 
 class _Product:
@@ -165,13 +186,13 @@ class _Product:
 
 
 def _weight_and_bias(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    return linear.weight.detach().float(), linear.bias.detach().float()
+    return linear.weight.float(), linear.bias.float()
 
 
-def _without(product: tuple[Tensor, Tensor], moved: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A product of states that have something in them that it is not to see."""
+def _without(product: tuple[Tensor, Tensor], added: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A product of states to which something was added that it is not to see, computed in `dtype`."""
     weight, bias = product
-    return (weight, bias) if moved is None else (weight, bias - weight @ moved.detach().float())
+    return weight, bias - weight.to(dtype).float() @ added
 
 
 def _is_on_gpu(weight: Tensor) -> bool:
@@ -247,9 +268,3 @@ def _portions(count: int, most: int) -> Iterator[tuple[int, int]]:
 def _runs(state_TD: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
     """The rows of each run, without those that only fill up."""
     return state_TD[: sum(sizes)].split(sizes)
-
-
-def _norm(norm: nn.LayerNorm, dtype: torch.dtype, moved: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a norm, to which something is added."""
-    bias = norm.bias.detach().float()
-    return norm.weight.detach().to(dtype), (bias if moved is None else bias + moved.detach().float()).to(dtype)

@@ -14,7 +14,7 @@ from ralm.model import open_model
 from ralm.retriever import packed
 from ralm.retriever.embed import embed_texts
 from ralm.retriever.encoder import Encoder
-from ralm.retriever.packed import PackedBert
+from ralm.retriever.packed import PackedBert, attend_to_all
 from ralm.retriever.vectors import read_vectors
 from tests.ralm.retriever.test_packed import LENGTHS, make_ids, make_model, one_by_one
 
@@ -47,12 +47,16 @@ def test_states_without_padding(
     """Against the library's own forward pass, one text at a time, in fp32 on the CPU."""
     if not has_flash:
         monkeypatch.setattr(packed, "has_flash_attention", lambda *_: False)
+    by_flash: list[object] = []
+    monkeypatch.setattr(packed, "attend_to_all", lambda *given: by_flash.append(given) or attend_to_all(*given))
     model, ids_T = make_model(kind, spread=0.1), make_ids()
     exact = one_by_one(model, ids_T)
     runs = PackedBert(model.cuda(), dtype, 64).forward(ids_T.cuda(), LENGTHS)
     for found, expected in zip([text for run in runs for text in run], exact, strict=True):
         assert found.dtype == dtype
         assert float((found.cpu().float() - expected).norm() / expected.norm()) < error
+    can_flash = dtype != torch.float32 and torch.cuda.get_device_capability() >= (8, 0)
+    assert bool(by_flash) == (has_flash and can_flash)
 
 
 def test_the_stage_writes_what_the_cpu_writes(

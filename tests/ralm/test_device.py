@@ -43,7 +43,24 @@ def test_bf16_without_units_for_it_is_told(
     assert resolve_dtype("fp32", torch.device("cpu")) == torch.float32
     assert not caplog.records
     assert resolve_dtype("bf16", torch.device("cpu")) == torch.bfloat16
-    assert ["this cpu has no units" in record.getMessage() for record in caplog.records] == [True] * (not is_fast)
+    assert ["found no units for it on this cpu" in record.getMessage() for record in caplog.records] == [True] * (
+        not is_fast
+    )
+
+
+def test_flash_attention_is_asked_of_torch_and_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    has, gpu = {"built": True, "capability": (8, 0)}, torch.device("cuda")
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: has["built"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: has["capability"])
+    assert device.has_flash_attention(gpu, torch.bfloat16, 64)
+    assert device.has_flash_attention(gpu, torch.float16, 256)
+    assert not device.has_flash_attention(torch.device("cpu"), torch.bfloat16, 64)
+    assert not device.has_flash_attention(gpu, torch.float32, 64)
+    assert not any(device.has_flash_attention(gpu, torch.bfloat16, size) for size in (12, 264))
+    for name, missing in (("capability", (7, 5)), ("built", False)):
+        with monkeypatch.context() as patch:
+            patch.setitem(has, name, missing)
+            assert not device.has_flash_attention(gpu, torch.bfloat16, 64)
 
 
 @pytest.mark.parametrize("folder", ["ralm", "components", "pipelines"])

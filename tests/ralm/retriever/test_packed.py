@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 from typing import Any
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 needs_bf16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 on this processor (no AVX-512)"
+    not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bf16 on this processor (no AVX-512)",
 )
 
 
@@ -76,11 +78,31 @@ def test_states_equal_those_of_transformers(kind: str, scores_at_once: int, monk
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_the_way_of_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Biases moved to the norm before, sums in place: equal whatever the device."""
+    """Biases moved to the norm before, sums in place: equal whatever the device, also where weights are laid out."""
     monkeypatch.setattr(packed, "_is_on_gpu", lambda weight: True)
     model, ids_T = make_model(kind), make_ids()
     for found, expected in zip(packed_states(model, torch.float32, ids_T), one_by_one(model, ids_T), strict=True):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = packed_states(model, torch.float32, ids_T)
+    for found, expected in zip(under_autocast, one_by_one(model, ids_T), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_moved_biases_cost_no_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With biases fifty times the states, in bf16, by the way of a GPU."""
+    monkeypatch.setattr(packed, "_is_on_gpu", lambda weight: True)
+    model, ids_T = make_model("bert", spread=0.1), make_ids()
+    with torch.no_grad():
+        for layer in model.encoder.layer:
+            layer.attention.output.dense.bias.mul_(50)
+            layer.output.dense.bias.mul_(50)
+    exact = one_by_one(model, ids_T)
+    found = packed_states(model, torch.bfloat16, ids_T)
+    theirs = one_by_one(copy.deepcopy(model).to(torch.bfloat16), ids_T)
+    for ours, their, expected in zip(found, theirs, exact, strict=True):
+        error, their_error = (float((state.float() - expected).norm() / expected.norm()) for state in (ours, their))
+        assert error < max(1.5 * their_error, 0.01)
 
 
 def test_without_products_of_bf16_it_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +163,12 @@ def test_many_texts_get_the_vectors_of_few(tiny_model: str, monkeypatch: pytest.
                 np.testing.assert_allclose(many_ND, few_ND, atol=1e-5)
 
 
-@needs_bf16
-def test_vectors_are_the_same_on_any_number_of_cores(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)], ids=str)
+def test_vectors_are_the_same_on_any_number_of_cores(
+    dtype: torch.dtype, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = open_model(tiny_model)
-    encoder = Encoder.load(
-        opened.passage_encoder_folder, opened.retriever, device=torch.device("cpu"), dtype=torch.bfloat16
-    )
+    encoder = Encoder.load(opened.passage_encoder_folder, opened.retriever, device=torch.device("cpu"), dtype=dtype)
     monkeypatch.setattr(embedding, "PACKED_FROM", 1)
     texts = [" ".join(["granite", "the", "willow", "amber", "otter"] * (1 + row % 7)) for row in range(200)]
     before, found = torch.get_num_threads(), []
