@@ -25,9 +25,10 @@ from ralm.device import has_fast_bf16
 from tests.components.train import watched_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-needs_bf16_units = pytest.mark.skipif(
+needs_bf16_units = pytest.mark.xfail(
     not has_fast_bf16(torch.device("cpu")),
-    reason="the bound is that of bf16 units; where torch spells bf16 out, a loss of 0.041 was 0.052 (27 %, not 25)",
+    raises=AssertionError,
+    reason="seen without bf16 units: a loss of 0.052 for 0.041, 26 % where 25 are allowed; not explained yet",
 )
 WORKER = Path(__file__).with_name("watched_worker.py")
 CONFIG = TrainConfig(

@@ -105,6 +105,16 @@ def test_moved_biases_cost_no_precision(monkeypatch: pytest.MonkeyPatch) -> None
         assert error < max(1.5 * their_error, 0.01)
 
 
+def test_what_a_norm_adds_is_told_with_its_rounding() -> None:
+    """Of zeros a norm makes its bias: what it is more by is what was told, though bf16 rounds it by tenths."""
+    norm = torch.nn.LayerNorm(8)
+    torch.nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ours = packed._Norm(norm, torch.bfloat16)
+        added = ours.add(50 * torch.randn(8, generator=torch.Generator().manual_seed(3)))
+        torch.testing.assert_close(ours(torch.zeros(1, 8, dtype=torch.bfloat16))[0].float(), norm.bias + added)
+
+
 def test_without_products_of_bf16_it_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on processors without AVX-512."""
     monkeypatch.setattr(packed, "_OPS", types.SimpleNamespace(_linear_pointwise=0, _is_mkldnn_bf16_supported=bool))
