@@ -33,6 +33,8 @@ CPU = torch.device("cpu")
 OURS = "ralm embed, whole stage"
 WARM_EVERY = 16
 """Of a peer's passages, those that warm it up."""
+CHECKED = 32
+"""Vectors that are compared with those of fp32, at least."""
 
 
 def measure_minilm(bench: Bench) -> Measured:
@@ -54,7 +56,7 @@ def measure(bench: Bench, model: Model, *, size: int, peer: int, atlas: int) -> 
         bench: where and how often.
         model: whose passage encoder it is.
         size: passages that we embed.
-        peer: of them, those that sentence-transformers embeds; 0: it is left out.
+        peer: of them, those that sentence-transformers embeds and that are compared with fp32; 0: it is left out.
         atlas: of them, those that are embedded in the Atlas way.
     """
     source = str(bench.work / f"passages-of-{size}")
@@ -80,7 +82,7 @@ def measure(bench: Bench, model: Model, *, size: int, peer: int, atlas: int) -> 
     times = interleaved(ways, CPU, bench.repeats)
     peaks.append(peak_flops(CPU, size=128 if bench.small else 2048))
     _, vector_ND = read_vectors(str(next(vectors.glob("*.parquet"))))
-    rows = stratified(lengths_N, min(256, size))
+    rows = stratified(lengths_N, max(peer, CHECKED))
     exact_ND = embed_texts(load(model, torch.float32), [texts[row] for row in rows], max_tokens=256)
     rates = {name: sizes[name] / median(spent) for name, spent in times.items()}
     per_passage = operations(encoder, lengths_N) / size

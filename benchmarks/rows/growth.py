@@ -91,21 +91,21 @@ def passages(bench: Bench) -> Ways:
 
 
 def updates(bench: Bench) -> Ways:
-    """A joint update with 2 questions."""
+    """A joint update with one question."""
     model = inputs.quickstart_model(bench)
     sizes = (1, 2, 4) if bench.small else (5, 10, 20)
-    table = passage_table(inputs.passages(bench), max(64, 4 * 2 * sizes[-1]))
+    table = passage_table(inputs.passages(bench), max(64, 4 * sizes[-1]))
     rows = table.select(["title", "section", "text"]).to_pylist()
     ways = {}
     for size in sizes:
         setting = Setting(
             reader=model.reader_folder,
             retriever=model.passage_encoder_folder,
-            batch=2,
+            batch=1,
             num_passages=size,
             text_limit=48 if bench.small else 256,
         )
-        ways[size] = learner_way(setting, make_batches(rows, 4, 2, size), CPU, setting.batch)[0]
+        ways[size] = learner_way(setting, make_batches(rows, 4, 1, size), CPU, setting.batch)[0]
     return ways
 
 
