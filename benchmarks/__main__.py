@@ -17,24 +17,30 @@ from typing import Any
 
 from benchmarks.machine import LEAST_REPEATS, LONG_S
 from benchmarks.plots import goals_plot
-from benchmarks.suite import ROWS, Bench, check_goals, goal_table, measure_apart, peer_versions
+from benchmarks.suite import ROWS, Bench, check_goals, goal_table, measure_apart, peer_versions, positive
 from ralm import tracking
+from ralm.cli import EXIT_INTERRUPTED
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run rows; 1 if one of them failed (a missed goal is no failure)."""
+    """Run rows; 1 if one of them failed (a missed goal is no failure), 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; by default all")
     parser.add_argument("--work", type=Path, default=Path(".bench"), help="folder for models, corpora and vectors")
-    parser.add_argument("--repeats", type=int, default=5, help="of each way, in turns")
+    parser.add_argument("--repeats", type=positive, default=5, help="of each way, in turns")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--append", type=Path, help="Markdown file that the table goes into")
     given = parser.parse_args(argv)
     unknown = [row for row in given.rows if row not in ROWS]
     if unknown:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if given.append and not given.append.is_file():
+        parser.error(f"--append: no file {given.append}")
     bench = Bench(work=given.work, small=given.small, repeats=given.repeats)
-    run = measure_rows(given.rows or list(ROWS), bench)
+    try:
+        run = measure_rows(given.rows or list(ROWS), bench)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED  # the row has said so
     text = "\n".join(describe(run))
     print(text)
     folder = given.work / "runs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -67,6 +68,13 @@ class Measured:
     """By the names that `benchmarks.goals` has, and more."""
     table: list[str] = dataclasses.field(default_factory=list)
     """Markdown with the times of each way."""
+
+
+def positive(text: str) -> int:
+    """A number of repeats from a command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def measure(row: str, bench: Bench) -> Measured:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -45,12 +47,12 @@ def test_a_small_run_is_shown_and_kept(tmp_path: Path) -> None:
 def test_a_row_that_fails_is_told(tmp_path: Path) -> None:
     (tmp_path / "passages-of-64").write_text("in the way")
     found = measure_apart("E1", Bench(work=tmp_path, small=True, repeats=1))
-    assert found["error"] == "ended with 1"
+    assert found["error"] == "ended with 2"
     (line, *_) = check_goals({"E1": found})
     assert (line["value"], line["state"]) == (None, "not measured")
     run = {**dict.fromkeys(("machine", "load_before", "repeats"), ""), "time": "2026-01-01T00:00:00", "small": False}
     text = "\n".join(command.describe({**run, "versions": {}, "goals": [line], "rows": {"E1": found}}))
-    assert "E1: ended with 1" in text
+    assert "E1: ended with 2" in text
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +60,45 @@ def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         command.main(["E9"])
     assert ended.value.code == 2
     assert "no row E9; there are limits, E1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["T1", "--repeats", "0"], "argument --repeats: '0' is no whole number of at least 1"),
+        (["T1", "--append", "nowhere.md"], "--append: no file nowhere.md"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main([*words, "--small", "--work", str(tmp_path / "work")])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_ctrl_c_ends_the_row_and_the_suite(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks", "growth", "--small", "--work", str(tmp_path / "work")]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        while not (tmp_path / "work" / "tiny-model").exists():
+            assert running.poll() is None
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "ralm: interrupted" in told
+    assert "Traceback" not in told
+
+
+def test_an_input_out_of_reach_is_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks.rows", "P2", "--work", str(tmp_path / "work")]
+    nowhere = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, **nowhere}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("ralm: error: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_each_goal_has_a_row() -> None:
