@@ -19,7 +19,7 @@ from benchmarks.machine import LEAST_REPEATS, LONG_S
 from benchmarks.plots import goals_plot
 from benchmarks.suite import ROWS, Bench, check_goals, goal_table, measure_apart, peer_versions, positive
 from ralm import tracking
-from ralm.cli import EXIT_INTERRUPTED
+from ralm.cli import EXIT_INTERRUPTED, exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,21 +36,27 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
     if given.append and not given.append.is_file():
         parser.error(f"--append: no file {given.append}")
-    bench = Bench(work=given.work, small=given.small, repeats=given.repeats)
+    with exit_code() as outcome:
+        return run_suite(given.rows or list(ROWS), Bench(given.work, given.small, given.repeats), given.append)
+    return outcome.code
+
+
+def run_suite(rows: list[str], bench: Bench, append: Path | None) -> int:
+    """Measure, show and keep; the exit code."""
     try:
-        run = measure_rows(given.rows or list(ROWS), bench)
+        run = measure_rows(rows, bench)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED  # the row has said so
     text = "\n".join(describe(run))
     print(text)
-    folder = given.work / "runs"
+    folder = bench.work / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     files = {".json": json.dumps(run, indent=1) + "\n", ".svg": goals_plot(run["goals"])}
     places = {ending: folder / f"{run['time'].replace(':', '')}{ending}" for ending in files}
     for ending, content in files.items():
         places[ending].write_text(content, encoding="utf-8")
-    if given.append:
-        insert(given.append, text)
+    if append:
+        insert(append, text)
     with tracking.stage_run("benchmark"):
         figures = {row: found["figures"] for row, found in run["rows"].items()}
         tracking.log_metrics({f"{row}.{name}": value for row, of in figures.items() for name, value in of.items()})

@@ -79,6 +79,12 @@ def test_bad_arguments_are_refused_before_anything_runs(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_work_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert command.main(["T1", "--small", "--work", str(tmp_path / "file" / "work")]) == 1
+    assert capsys.readouterr().err == f"ralm: error: {tmp_path}/file/work/rows: not a directory\n"
+
+
 def test_ctrl_c_ends_the_row_and_the_suite(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks", "growth", "--small", "--work", str(tmp_path / "work")]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
