@@ -106,13 +106,14 @@ def measure_apart(row: str, bench: Bench) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def stopped_at_exit(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive this block."""
-    with subprocess.Popen(command) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
+    """A process that does not outlive this block; Ctrl-C reaches it as one SIGTERM from here, and not a second time."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
 
 
 def row_environment(bench: Bench) -> dict[str, str]:

@@ -28,8 +28,8 @@ WRITE_ROWS = 8192
 
 
 def measure(bench: Bench) -> Measured:
-    """D1: 200,000 vectors of 768 fp16 values."""
-    size = 4000 if bench.small else 200_000
+    """D1: 400,000 vectors of 768 fp16 values."""
+    size = 4000 if bench.small else 400_000
     vector_ND = np.random.default_rng(0).standard_normal((size, DIMENSION), np.float32).astype(np.float16)
     folder = bench.work / "vector-files"
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -85,15 +87,19 @@ def test_a_work_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: p
     assert capsys.readouterr().err == f"ralm: error: {tmp_path}/file/work/rows: not a directory\n"
 
 
-def test_ctrl_c_ends_the_row_and_the_suite(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kill", [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["ctrl-c", "sigterm"])
+def test_stopping_the_suite_stops_its_row(kill: tuple[Callable[[int, int], None], int], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks", "growth", "--small", "--work", str(tmp_path / "work")]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
         while not (tmp_path / "work" / "tiny-model").exists():
             assert running.poll() is None
             time.sleep(0.05)
-        os.killpg(running.pid, signal.SIGINT)
+        (row,) = psutil.Process(running.pid).children()
+        send, number = kill
+        send(running.pid, number)
         _, told = running.communicate(timeout=60)
     assert running.returncode == 130
+    assert not row.is_running()
     assert "ralm: interrupted" in told
     assert "Traceback" not in told
 
@@ -103,7 +109,7 @@ def test_an_input_out_of_reach_is_one_line(tmp_path: Path) -> None:
     nowhere = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     done = subprocess.run(words, cwd=ROOT, env={**os.environ, **nowhere}, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("ralm: error: ")
+    assert done.stderr.strip().splitlines()[-1].startswith("ralm: error: native-sparse-attention-pytorch==0.2.3: pip")
     assert "Traceback" not in done.stderr
 
 
