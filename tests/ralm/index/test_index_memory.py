@@ -27,13 +27,17 @@ from ralm.retriever.vectors import read_vectors
 NUM_VECTORS, DIMENSION, NUM_QUESTIONS = 200_000, 384, 64
 
 MEASURE = """
-import json, sys
+import ctypes, gc, json, sys
 from pathlib import Path
 import numpy as np
 import torch
 from ralm.index.build import open_searcher
 from ralm.index.matrix import create_matrix, open_matrix
 from ralm.index.flat import FlatSearcher
+
+def release():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already is not held: left there, what is held next hides in it
 
 def anonymous_bytes():
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
@@ -42,9 +46,11 @@ def anonymous_bytes():
 folder, details, questions = Path(sys.argv[1]), json.loads(sys.argv[2]), np.load(sys.argv[3])
 warm = np.ones((300, questions.shape[1]), np.float32)
 FlatSearcher(warm, torch.device("cpu")).search(questions, 10)  # libraries make their threads and buffers here
+release()
 before = anonymous_bytes()
 matrix = open_matrix(folder / "matrix.npy", *json.loads(sys.argv[4]))
 searcher = open_searcher(folder / "index.faiss", matrix, details, torch.device("cpu"))
+release()
 opened = anonymous_bytes() - before
 searcher.search(questions, 10)
 print(json.dumps({"opened": opened, "searched": anonymous_bytes() - before}))
