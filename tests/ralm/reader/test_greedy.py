@@ -10,6 +10,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from ralm.reader import greedy
 from ralm.reader.encoded import FusedPassages
 from ralm.reader.fused import fuse_layers
 from ralm.reader.fusion import FusionReader
@@ -85,8 +86,9 @@ def test_answers_are_those_of_transformers(kind: str, prompts: list[list[int]], 
     assert len(lengths) > 1 or kind == "old", "some answers end before others"
 
 
+@pytest.mark.parametrize("questions", [1, 2])
 @pytest.mark.parametrize("way", ["weights", "autocast"])
-def test_bf16_is_close_to_fp32(reader: FusionReader, reader_folder: Path, way: str) -> None:
+def test_bf16_is_close_to_fp32(reader: FusionReader, reader_folder: Path, way: str, questions: int) -> None:
     low = FusionReader.load(
         reader_folder,
         reader.config,
@@ -94,11 +96,21 @@ def test_bf16_is_close_to_fp32(reader: FusionReader, reader_folder: Path, way: s
         dtype=torch.bfloat16 if way == "weights" else torch.float32,
     )
     torch.manual_seed(2)
-    state = torch.randn(2, 12, reader.model.config.d_model)
-    passages = FusedPassages(state, torch.ones(2, 12).long(), torch.zeros(2, 12).long())
-    (one, other) = write_greedily(reader.model, passages, [[], []], min_tokens=0, max_tokens=1)
+    state = torch.randn(questions, 12, reader.model.config.d_model)
+    passages = FusedPassages(state, torch.ones(questions, 12).long(), torch.zeros(questions, 12).long())
+    no_prompts: list[list[int]] = [[] for _ in state]
+    expected = write_greedily(reader.model, passages, no_prompts, min_tokens=0, max_tokens=1)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way == "autocast"):
-        found = write_greedily(low.model, passages, [[], []], min_tokens=0, max_tokens=1)
-    assert [row.log_probability for row in found] == pytest.approx(
-        [one.log_probability, other.log_probability], abs=0.05
-    )
+        found = write_greedily(low.model, passages, no_prompts, min_tokens=0, max_tokens=1)
+    assert [row.log_probability for row in found] == pytest.approx([row.log_probability for row in expected], abs=0.05)
+
+
+def test_a_row_of_bf16_is_multiplied_as_exactly_as_rows() -> None:
+    """Sums are fp32, so that only the result is rounded."""
+    torch.manual_seed(3)
+    weight, state = torch.randn(300, 700).bfloat16(), torch.randn(1, 1, 700).bfloat16()
+    exact = state.float() @ weight.float().t()
+    found = greedy._product(state, weight)
+    assert found.shape == exact.shape
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-3)
