@@ -48,7 +48,7 @@ test-services: install ## two pipelines at once on MLflow with PostgreSQL and S3
 test-containers: install ## images from Debian's packages and PyPI alone, and the quickstart in containers
 	tests/containers/run.sh --quickstart
 
-bench: install ## all benchmarks of a CPU beside their peers, goals and figures in a table (35 to 45 minutes on 2 cores, an hour without bf16)
+bench: install ## all benchmarks of a CPU beside their peers, goals and figures in a table (30 to 45 minutes on 2 cores, an hour without bf16)
 	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
